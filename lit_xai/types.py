@@ -1,0 +1,59 @@
+"""The vocabulary of shapes, and the conventions of units, said once.
+
+* Pixels live in [0, 1]. Normalisation is the first layer of the model, never part of the data.
+* `epsilon`, `radius`, `distance` and `sigma` are in the same unit as pixels.
+* Models map images to logits, shape (batch, class), and are differentiable in their input.
+* `steps` are sequential, `samples` are random, `chunk` bounds how many images pass a model at once.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "batch channel height width"]
+Labels = Int[Tensor, " batch"]
+Logits = Float[Tensor, "batch class"]
+Scores = Float[Tensor, " batch"]
+Flags = Bool[Tensor, " batch"]
+Masks = Bool[Tensor, "batch height width"]
+Keys = Int[Tensor, " batch"]
+Scalar = Float[Tensor, ""]
+
+
+class Eps(float):
+    """A distance in pixel units that also reads a fraction: `Eps("8/255")`.
+
+    Args:
+        value: A number, or the text of a number or of a fraction.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+
+    def __new__(cls, value: float | str) -> "Eps":
+        numerator, slash, denominator = str(value).partition("/")
+        try:
+            number = float(numerator) / float(denominator) if slash else float(numerator)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number or a fraction such as 8/255, got {value!r}") from None
+        return super().__new__(cls, number)
+
+
+Epsilon = Eps | float
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless the condition holds: the one form of validation at the rim."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_at_least(bound: float, **values: float) -> None:
+    """Raise `ValueError` naming the first keyword whose value lies below the bound (or is NaN)."""
+    for name, value in values.items():
+        require(value >= bound, f"`{name}` must be at least {bound:g}, got {value!r}.")
+
+
+def require_positive(**values: float) -> None:
+    """Raise `ValueError` naming the first keyword whose value is not above zero."""
+    for name, value in values.items():
+        require(value > 0, f"`{name}` must be greater than 0, got {value!r}.")
