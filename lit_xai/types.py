@@ -57,3 +57,25 @@ def require_positive(**values: float) -> None:
     """Raise `ValueError` naming the first keyword whose value is not above zero."""
     for name, value in values.items():
         require(value > 0, f"`{name}` must be greater than 0, got {value!r}.")
+
+
+def check_batch(inputs: Tensor, target: Tensor, channels: int, classes: int) -> None:
+    """Refuse a batch that does not keep the conventions of this module, and say what to do."""
+    shape = tuple(inputs.shape)
+    require(
+        inputs.ndim == 4 and shape[1] == channels,
+        f"images must have shape (batch, {channels}, height, width), got {shape}: set `model.channels`, "
+        "or mend the data.",
+    )
+    require(bool(inputs.isfinite().all()), "pixels must be finite, got NaN or infinity in the first batch.")
+    low, high = float(inputs.min()), float(inputs.max())
+    remedy = "divide by 255" if high > 2 and low >= 0 else "leave normalisation to `model.mean` and `model.std`"
+    require(
+        0 <= low and high <= 1,
+        f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}] in the first batch: {remedy}.",
+    )
+    least, most = int(target.min()), int(target.max())
+    require(
+        0 <= least and most < classes,
+        f"labels must lie in 0..{classes - 1}, got {least}..{most}: set `model.classes`, or mend the data.",
+    )

@@ -1,1 +1,31 @@
-"""."""
+"""Metrics: how good a map is, and how robust the model."""
+
+from lit_xai.metrics.base import AbsoluteSum, Metric, Quantity, Reduction, SignedSum
+from lit_xai.metrics.closeness import Closeness
+from lit_xai.metrics.complexity import Gini
+from lit_xai.metrics.controls import EdgeMap, RandomMap
+from lit_xai.metrics.faithfulness import Blur, Constant, ImageMean, Perturbation, Removal
+from lit_xai.metrics.flags import Flags, Missing
+from lit_xai.metrics.robustness import BoundaryDistance, CleanAccuracy, RobustAccuracy
+
+__all__ = [
+    "AbsoluteSum",
+    "Blur",
+    "BoundaryDistance",
+    "CleanAccuracy",
+    "Closeness",
+    "Constant",
+    "EdgeMap",
+    "Flags",
+    "Gini",
+    "ImageMean",
+    "Metric",
+    "Missing",
+    "Perturbation",
+    "Quantity",
+    "RandomMap",
+    "Reduction",
+    "Removal",
+    "RobustAccuracy",
+    "SignedSum",
+]

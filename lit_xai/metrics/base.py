@@ -9,17 +9,20 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torchmetrics
+from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.attributions.base import Attribution
-from lit_xai.types import Scores
+from lit_xai.types import Images, Scalar, Scores
 
 VOCABULARY = ("model", "inputs", "target", "attributions", "attribution", "mask")
+
+Saliency = Float[Tensor, "batch height width"]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """Facts about one number that a metric reports.
+    """Facts about one number that a metric reports, and how samples are summed up in it.
 
     Args:
         better: Which direction is better, or None where neither is.
@@ -31,6 +34,50 @@ class Quantity:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     median: bool = False
 
+    def average(self, scores: Scores) -> Scalar:
+        """Mean (or median) of the valid scores, whatever their order; NaN where none is valid."""
+        valid = _valid(scores)
+        if len(valid) == 0:
+            return valid.new_tensor(math.nan)
+        if self.median:  # the mean of the two in the middle, which may be infinite
+            return (valid[(len(valid) - 1) // 2] + valid[len(valid) // 2]) / 2
+        return valid.mean()
+
+    def spread(self, scores: Scores) -> dict[str, float]:
+        """Count, missing count, standard deviation and standard error (of a mean) of the scores."""
+        valid = _valid(scores)
+        sd = float(valid.std()) if len(valid) > 1 else math.nan
+        return {
+            "count": float(len(scores)),
+            "missing": float(len(scores) - len(valid)),
+            "sd": sd,
+            "se": sd / math.sqrt(max(len(valid), 1)),
+        }
+
+
+class Reduction(abc.ABC):
+    """Reads a map as one number per pixel. Concrete reductions are final frozen dataclasses."""
+
+    @abc.abstractmethod
+    def __call__(self, attributions: Images) -> Saliency:
+        """Return one number per pixel."""
+
+
+@dataclass(frozen=True)
+class SignedSum(Reduction):
+    """Sum over channels: evidence against the class ranks below none."""
+
+    def __call__(self, attributions: Images) -> Saliency:
+        return attributions.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class AbsoluteSum(Reduction):
+    """Sum of absolute values over channels: evidence for and against the class count alike."""
+
+    def __call__(self, attributions: Images) -> Saliency:
+        return attributions.abs().sum(dim=1)
+
 
 class Metric(torchmetrics.Metric, abc.ABC):
     """One score per sample, kept until it is averaged; exact over processes of unequal share.
@@ -41,7 +88,9 @@ class Metric(torchmetrics.Metric, abc.ABC):
     * `attributions`: the maps, shape of the inputs; `attribution`: the method that made them;
     * `mask`: the object's pixels, where the data have them.
 
-    A sample without a valid score gets NaN: it is left out of the mean and counted in `missing`.
+    A sample without a valid score gets NaN: it is left out of the mean and counted in `missing`. Scores are
+    kept in the metric's `dtype`, float32 unless `set_dtype` says otherwise. Constructor arguments become
+    attributes of the same name.
     """
 
     quantities: ClassVar[Mapping[str, Quantity]]
@@ -51,6 +100,7 @@ class Metric(torchmetrics.Metric, abc.ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        # One flat row: processes without samples then send an empty row of the same number of dimensions.
         self.add_state("scores", default=[], dist_reduce_fx="cat")
 
     @abc.abstractmethod
@@ -70,7 +120,8 @@ class Metric(torchmetrics.Metric, abc.ABC):
         """Scores by quantity, from those of the given things that the metric needs."""
         with torch.enable_grad():
             scores = self.score(**{name: given[name] for name in self.needs})
-        return scores if isinstance(scores, dict) else {"": scores}
+        named = scores if isinstance(scores, dict) else {"": scores}
+        return {name: column.detach() for name, column in named.items()}
 
     def update(self, **given: Any) -> None:
         """Score a batch and keep the scores."""
@@ -78,37 +129,39 @@ class Metric(torchmetrics.Metric, abc.ABC):
 
     def fold(self, scores: Mapping[str, Scores]) -> None:
         """Keep scores that were computed elsewhere, by `named`."""
-        columns = [scores[name].detach() for name in self.quantities]
-        self.scores.append(torch.stack(columns, dim=1))
+        table = torch.stack([scores[name].detach() for name in self.quantities], dim=1)
+        self.scores.append(table.to(self.dtype).flatten())
         self._update_count += 1
         self._computed = None
 
     def compute(self) -> dict[str, Tensor]:
         """Mean (or median, where declared) over the samples with a valid score, by quantity."""
-        table = self._table()
-        values = {}
-        for column, (name, quantity) in zip(table.T, self.quantities.items(), strict=True):
-            valid = column[~column.isnan()]
-            reduce = torch.Tensor.median if quantity.median else torch.Tensor.mean
-            values[name] = reduce(valid) if len(valid) else column.new_tensor(math.nan)
-        return values
+        return {name: self.quantities[name].average(column) for name, column in self._columns().items()}
 
     def spread(self) -> dict[str, dict[str, float]]:
-        """Count, missing count, standard deviation and standard error over this process's samples."""
-        out = {}
-        for column, name in zip(self._table().T, self.quantities, strict=True):
-            valid = column[~column.isnan()]
-            sd = float(valid.std()) if len(valid) > 1 else math.nan
-            out[name] = {
-                "count": float(len(column)),
-                "missing": float(len(column) - len(valid)),
-                "sd": sd,
-                "se": sd / math.sqrt(len(valid)) if len(valid) else math.nan,
-            }
-        return out
+        """Count, missing count, standard deviation and standard error, by quantity.
 
-    def _table(self) -> Tensor:
+        Like `compute`, over the samples of all processes, and to be called by all of them.
+        """
+        with self.sync_context(should_sync=self._to_sync):
+            return {name: self.quantities[name].spread(column) for name, column in self._columns().items()}
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the values of one `compute`, or of a sequence of them, as torchmetrics does."""
+        return self._plot(val, ax)
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    def _columns(self) -> dict[str, Scores]:
         rows = self.scores if isinstance(self.scores, list) else [self.scores]
-        if not rows:
-            return torch.empty(0, len(self.quantities), dtype=torch.float64)
-        return torch.cat(rows).cpu().double()
+        flat = torch.cat(rows) if rows else torch.empty(0)
+        columns = flat.cpu().double().reshape(-1, len(self.quantities)).T
+        return dict(zip(self.quantities, columns, strict=True))
+
+
+def _valid(scores: Scores) -> Float[Tensor, " valid"]:
+    """Scores that are not NaN, ascending, in double precision."""
+    scores = scores.double()
+    return scores[~scores.isnan()].sort().values

@@ -1,0 +1,109 @@
+"""Maps taken from the closest point where the decision changes.
+
+c is the class of the image throughout, also at the boundary point. Where the search finds no such point the
+map is NaN, so that the image is left out of every mean and counted as missing; nothing is put in its place.
+Under `Margin` the rival is the class on the other side, held fixed. An image that is not of class c to begin
+with is its own boundary point.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from lit_xai.attacks.base import Search
+from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.gradient import Saliency
+from lit_xai.attributions.path import IntegratedGradients, Rule, integrate, require_path
+from lit_xai.attributions.score import Logit, Score, gradient
+from lit_xai.types import Flags, Images, Labels
+
+
+@runtime_checkable
+class OnBoundary(Protocol):
+    """An attribution that is built on a search, and has a plain twin to be compared with."""
+
+    @property
+    def search(self) -> Search:
+        """Finds the boundary points."""
+
+    @property
+    def plain(self) -> Attribution:
+        """The same method without the boundary, with the same score."""
+
+
+@dataclass(frozen=True)
+class BoundarySaliency(Attribution):
+    """Gradient of the score at the closest boundary point (BSM).
+
+    grad s(x'),    x' = the closest point of another class
+
+    Args:
+        search: Finds the boundary points.
+        score: What is explained.
+
+    Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (boundary-based saliency map).
+    Deviates: NaN where no boundary point was found; the released code explains a point that does not flip.
+    """
+
+    search: Search
+    score: Score = field(default_factory=Logit)
+
+    @property
+    def plain(self) -> Saliency:
+        """The gradient at the image."""
+        return Saliency(self.score)
+
+    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        boundary = self.search.search(model, inputs, target)
+        maps = gradient(self.score, model, boundary.points, target, boundary.label)
+        return found_only(maps, boundary.found)
+
+
+@dataclass(frozen=True)
+class BoundaryIntegratedGradients(Attribution):
+    """Integrated gradients from the closest boundary point to the image (BIG).
+
+    (x - x') * int_0^1 grad s(x' + t (x - x')) dt,    x' = the closest point of another class
+
+    The map adds up to s(x) - s(x'), as closely as the rule integrates. Under `Margin`, and with x' on the
+    boundary itself, that is the lead of c at x over the class on the other side.
+
+    Args:
+        search: Finds the boundary points.
+        steps: Gradients along the path, per image; at least 2, for `midpoint` 1.
+        score: What is explained.
+        rule: How the integral is taken, see `lit_xai.attributions.path.nodes`.
+        chunk: Largest number of images in one pass of the model.
+
+    Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (boundary-based integrated gradients).
+    Deviates: NaN where no boundary point was found; weights that add up to 1, unless `rule="official"`.
+    """
+
+    search: Search
+    steps: int = 32
+    score: Score = field(default_factory=Logit)
+    rule: Rule = "trapezoid"
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        require_path(self.rule, self.steps, self.chunk)
+
+    @property
+    def plain(self) -> IntegratedGradients:
+        """Integrated gradients from black."""
+        return IntegratedGradients(steps=self.steps, score=self.score, rule=self.rule, chunk=self.chunk)
+
+    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        boundary = self.search.search(model, inputs, target)
+        start, end = boundary.points, inputs.detach()
+        maps = integrate(
+            model, start, end, target, self.score, self.rule, self.steps, self.chunk, rival=boundary.label
+        )
+        return found_only(maps, boundary.found)
+
+
+def found_only(maps: Images, found: Flags) -> Images:
+    """The maps, NaN where no boundary point was found."""
+    return torch.where(found.view(-1, 1, 1, 1), maps, torch.nan)

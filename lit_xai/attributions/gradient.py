@@ -1,0 +1,46 @@
+"""Maps that are one gradient, taken at the image itself."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.score import Logit, Score, gradient
+from lit_xai.types import Images, Labels
+
+
+@dataclass(frozen=True)
+class Saliency(Attribution):
+    """Gradient of the score at the image.
+
+    grad s(x)
+
+    Args:
+        score: What is explained.
+
+    Source: Simonyan, Vedaldi and Zisserman 2013, arXiv 1312.6034, section 3, eq. 4.
+    Deviates: signed and per channel; the paper draws the largest magnitude over the channels.
+    """
+
+    score: Score = field(default_factory=Logit)
+
+    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        return gradient(self.score, model, inputs, target)
+
+
+@dataclass(frozen=True)
+class InputXGradient(Attribution):
+    """Image times the gradient of the score: the first-order effect of painting each pixel black.
+
+    x * grad s(x)
+
+    Args:
+        score: What is explained.
+
+    Source: Shrikumar, Greenside, Shcherbina and Kundaje 2016, arXiv 1605.01713 (gradient * input).
+    """
+
+    score: Score = field(default_factory=Logit)
+
+    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        return inputs.detach() * gradient(self.score, model, inputs, target)

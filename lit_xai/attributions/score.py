@@ -1,0 +1,73 @@
+"""What is explained: one number per image, and its gradient with respect to the pixels."""
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lit_xai.types import Images, Labels, Logits, Scores, require
+
+
+class Score(abc.ABC):
+    """The number whose rise counts as evidence for a class. Concrete scores are final frozen dataclasses."""
+
+    @abc.abstractmethod
+    def __call__(self, logits: Logits, target: Labels, rival: Labels | None = None) -> Scores:
+        """Return one number per row of logits; `rival` fixes the class that `target` is held against."""
+
+
+@dataclass(frozen=True)
+class Logit(Score):
+    """The output of the target class as the network returns it.
+
+    f_c(x)
+
+    Source: Simonyan, Vedaldi and Zisserman 2013, arXiv 1312.6034, section 3; the score that the released
+    code of Wang, Fredrikson and Datta 2021, arXiv 2103.11257, differentiates.
+    """
+
+    def __call__(self, logits: Logits, target: Labels, rival: Labels | None = None) -> Scores:
+        return logits.gather(1, target[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Margin(Score):
+    """The lead of the target class over one other class; zero on the decision boundary.
+
+    f_c(x) - f_j(x)
+
+    The rival j is the strongest other class at the point where the score is taken, or the one given: boundary
+    methods hold it fixed at the class on the other side. Only the gradient of the margin is normal to the
+    boundary; that of the logit is so where the gradients of f_c and f_j are parallel.
+
+    Source: Moosavi-Dezfooli, Fawzi and Frossard 2016, arXiv 1511.04599, section 3 (zero on the boundary).
+    """
+
+    def __call__(self, logits: Logits, target: Labels, rival: Labels | None = None) -> Scores:
+        chosen = target[:, None]
+        if rival is None:
+            rival = logits.detach().scatter(1, chosen, -math.inf).argmax(1)
+        return (logits.gather(1, chosen) - logits.gather(1, rival[:, None]))[:, 0]
+
+
+def gradient(
+    score: Score, model: nn.Module, points: Images, target: Labels, rival: Labels | None = None
+) -> Images:
+    """Gradient of the score with respect to the points: one forward pass and one input gradient.
+
+    Parameters receive no gradient, and the points stay as they were.
+
+    Raises:
+        ValueError: The model does not return one row of logits per image.
+    """
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        logits = model(points)
+        require(
+            logits.ndim == 2 and len(logits) == len(points),
+            f"`model` must return logits of shape (batch, class), got {tuple(logits.shape)} for "
+            f"{len(points)} images.",
+        )
+        return torch.autograd.grad(score(logits, target, rival).sum(), points)[0]

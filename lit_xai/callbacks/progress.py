@@ -1,0 +1,36 @@
+"""What a run says where nobody watches a bar: one line per epoch."""
+
+import time
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class EpochLines(L.Callback):
+    """Prints one line per epoch: accuracy, robustness, time, and what is left."""
+
+    def __init__(self) -> None:
+        self._start, self._first, self._observed = time.time(), 0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start, self._first = time.time(), trainer.current_epoch
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        shown = [
+            f"{label} {float(metrics[key]):.3f}"
+            for label, key in (
+                ("loss", "train/loss"),
+                ("accuracy", "val/accuracy"),
+                ("robust", "robust/pgd/accuracy"),
+                ("boundary", "robust/boundary/distance"),
+            )
+            if key in metrics
+        ]
+        spent = time.time() - self._start
+        left = spent / (done - self._first) * (epochs - done)
+        self._observed += sum(float(v) for k, v in metrics.items() if k.startswith("time/"))
+        share = f"explaining {self._observed / spent:.0%} of the time"
+        print(f"epoch {done}/{epochs}  {'  '.join(shown)}  {share}  {left:.0f} s left", flush=True)

@@ -1,0 +1,164 @@
+"""The run folder: the record of a run, whatever happens to it."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_xai.callbacks.probe import Probe
+
+PACKAGES = ("lit-xai", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "captum", "wandb")
+
+
+class RunFolder(L.Callback):
+    """Writes what a run is and how it goes: `provenance.json`, `quantities.json`, `status.json`.
+
+    Args:
+        folder: The run folder.
+        seed: The run's seed.
+    """
+
+    def __init__(self, folder: Path, seed: int | None) -> None:
+        self.folder, self.seed = folder, seed
+        self._start = time.time()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.time()
+        self._write("provenance.json", provenance(self.seed))
+        probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
+        self._write("quantities.json", {k: v for probe in probes for k, v in probe.quantities().items()})
+        self._status(trainer, "running")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._status(trainer, "running", done=trainer.current_epoch + 1)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._status(trainer, "finished")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        said = f"{type(exception).__name__}: {exception}"
+        self._status(trainer, "interrupted" if stopped else "failed", error=said)
+
+    def _status(
+        self, trainer: L.Trainer, state: str, done: int | None = None, error: str | None = None
+    ) -> None:
+        if trainer.state.fn != "fit":
+            return
+        status = {
+            "state": state,
+            "epoch": trainer.current_epoch if done is None else done,
+            "epochs": trainer.max_epochs,
+            "seconds": round(time.time() - self._start, 3),
+            "error": error,
+        }
+        self._write("status.json", status)
+
+    @rank_zero_only
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{name}"
+        draft.write_text(json.dumps(content, indent=2) + "\n")
+        draft.replace(self.folder / name)  # a reader never sees half a file
+
+
+class CsvLog(Logger):
+    """`metrics.csv`, one row per call: rows of an earlier part of the run stay when it is resumed.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return self.path.parent.name
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration has its own file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"epoch": "", "step": step, **metrics}
+        header: list[str] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                header = next(csv.reader(file), [])
+        new = [key for key in row if key not in header]
+        if new:
+            self._widen(header + new)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, header + new, restval="").writerow(row)
+
+    def _widen(self, header: list[str]) -> None:
+        """Rewrite the table with more columns, all rows kept."""
+        rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".draft")
+        with draft.open("w", newline="") as file:
+            writer = csv.DictWriter(file, header, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        draft.replace(self.path)
+
+
+def provenance(seed: int | None) -> dict[str, Any]:
+    """Versions, machine, command and state of the code: what is needed to run it again."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "command": ["lit-xai", *sys.argv[1:]],
+        "folder": os.getcwd(),
+        "python": platform.python_version(),
+        "versions": {name: installed(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "devices": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        },
+        "git": _git_state(),
+    }
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed package; None where it is absent."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

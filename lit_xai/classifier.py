@@ -1,0 +1,136 @@
+"""The one LightningModule: a network, what its batches are asked to minimise, and what steps."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from lit_xai.models import Normalized
+from lit_xai.objectives import CrossEntropy, Objective
+from lit_xai.optim import Schedule
+from lit_xai.types import Images, Labels, Logits, check_batch, require
+
+NetFactory = Callable[[int, int], nn.Module]
+
+
+class Classifier(L.LightningModule):
+    """An image classifier and its training regime: objective x optimizer x network.
+
+    `model` speaks pixels and logits: it is what attacks, attributions and certificates receive.
+
+    Args:
+        net: Called as `net(channels, classes)` to build the network; or a built network.
+        objective: What a training batch is asked to minimise.
+        optimizer: Called with the parameters.
+        schedule: Learning rate over the run; constant if left out.
+        channels: Colour channels of the images.
+        classes: Number of classes.
+        mean: Mean of the pixels, one number per channel (or one for all), in [0, 1].
+        std: Standard deviation of the pixels, likewise, above 0.
+    """
+
+    def __init__(
+        self,
+        net: NetFactory,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        schedule: Schedule | None = None,
+        channels: int = 3,
+        classes: int = 10,
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.25,),
+    ) -> None:
+        super().__init__()
+        # Checkpoints hold plain data only. Under LightningCLI the hyper-parameters are the parsed YAML;
+        # built by hand they would be pickled objects, and are left out.
+        self.save_hyperparameters(logger=False)
+        if "_instantiator" not in self.hparams:
+            self._set_hparams({"channels": channels, "classes": classes, "mean": mean, "std": std})
+        self.channels, self.classes = channels, classes
+        built = net if isinstance(net, nn.Module) else net(channels, classes)
+        self.model = Normalized(built, _per_channel(mean, channels), _per_channel(std, channels))
+        self.objective = CrossEntropy() if objective is None else objective
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.accuracy = nn.ModuleDict({s: MulticlassAccuracy(classes, average="micro") for s in _STAGES})
+        self.loss = nn.ModuleDict({stage: MeanMetric() for stage in _STAGES})
+        self._checked: set[str] = set()
+
+    def forward(self, inputs: Images) -> Logits:
+        logits: Logits = self.model(inputs)
+        return logits
+
+    def setup(self, stage: str) -> None:
+        offered = getattr(self.trainer.datamodule, "classes", None)  # type: ignore[attr-defined]
+        require(
+            offered in (None, self.classes),
+            f"`model.classes` must be the number of classes of the data, {offered}, got {self.classes}.",
+        )
+
+    def on_train_epoch_start(self) -> None:
+        # An epoch draws the same numbers whether the run came here in one go or was resumed.
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            torch.manual_seed(hash((int(seed), self.current_epoch, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        inputs, target = self._checked_batch("train", batch)
+        terms = self.objective(self.model, inputs, target)
+        total = torch.stack(list(terms.values())).sum()
+        self.log_dict(
+            {f"train/{name}": term.detach() for name, term in {"loss": total, **terms}.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(inputs),
+            sync_dist=True,
+        )
+        return total
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Labels:
+        predicted: Labels = self.model(batch[0]).argmax(1)
+        return predicted
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.schedule is None:
+            return optimizer
+        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
+        inputs, target = self._checked_batch(stage, batch)
+        logits = self.model(inputs)
+        self.accuracy[stage].update(logits, target)
+        self.loss[stage].update(nn.functional.cross_entropy(logits, target, reduction="none"))
+        self.log_dict(
+            {f"{stage}/accuracy": self.accuracy[stage], f"{stage}/loss": self.loss[stage]},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(inputs),
+        )
+
+    def _checked_batch(self, stage: str, batch: Sequence[Tensor]) -> tuple[Images, Labels]:
+        inputs, target = batch[0], batch[1]
+        if stage not in self._checked:
+            check_batch(inputs, target, self.channels, self.classes)
+            self._checked.add(stage)
+        return inputs, target
+
+
+_STAGES = ("val", "test")
+
+
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    return list(values) * channels if len(values) == 1 else list(values)

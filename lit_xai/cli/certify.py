@@ -1,0 +1,159 @@
+"""`lit-xai certify`: l2 certificates of a finished run's smoothed classifier, image by image."""
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from lit_xai import randomness
+from lit_xai.cli.explain import pick_device
+from lit_xai.cli.runs import add_run_options, checkpoint_of, config_of, load_weights
+from lit_xai.cli.trainer import Command, quiet
+from lit_xai.models import Smoothed
+from lit_xai.observe import observing
+from lit_xai.types import check_batch, require, require_at_least
+
+# The six standard columns of published logs first; counts behind them, so that radii can be checked.
+COLUMNS = ("idx", "label", "predict", "radius", "correct", "time", "count", "samples")
+
+
+def main(words: Sequence[str]) -> int:
+    """Certify what is not certified yet; append to `certificates.tsv`; print certified accuracies."""
+    quiet()
+    options, overrides = _options().parse_known_args(list(words))
+    require_at_least(1, samples=options.samples, selection=options.selection, images=options.images)
+    run = options.run
+    weights = checkpoint_of(run, options.checkpoint)
+    command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], "certify")
+    classifier = command.model.to(pick_device(options.device))
+    load_weights(classifier, weights)
+    sigma = options.sigma or getattr(classifier.objective, "sigma", None)
+    require(sigma is not None, "`--sigma` is needed: the objective of this run was not trained with noise.")
+
+    terms = {
+        "sigma": float(sigma),
+        "samples": options.samples,
+        "selection": options.selection,
+        "alpha": options.alpha,
+        "seed": options.seed,
+        "split": options.split,
+        "checkpoint": weights.name,
+        "weights": _fingerprint(classifier),
+    }
+    path = run / "certificates.tsv"
+    _agree(path.with_suffix(".json"), terms, path)
+    dataset, collate = _data(command, options.split)
+    wanted = range(0, len(dataset), max(1, len(dataset) // options.images))[: options.images]
+    todo = [index for index in wanted if index not in {row["idx"] for row in read(path)}]
+    smoothed = Smoothed(classifier.model, sigma=float(sigma))
+    with Progress(transient=True) as progress, path.open("a", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        if file.tell() == 0:
+            writer.writerow(COLUMNS)
+        bar = progress.add_task("certifying", total=len(todo))
+        for first in range(0, len(todo), options.batch_size):
+            ids = torch.tensor(todo[first : first + options.batch_size])
+            batch = collate([dataset[index] for index in ids.tolist()])
+            check_batch(batch[0], batch[1], classifier.channels, classifier.classes)
+            start = time.perf_counter()
+            inputs = batch[0].to(classifier.device)
+            with observing(smoothed, options.seed), randomness.keyed(options.seed, ids.to(inputs.device)):
+                found = smoothed.certify(
+                    inputs, n0=options.selection, n=options.samples, alpha=options.alpha, chunk=options.chunk
+                )
+            seconds = (time.perf_counter() - start) / len(ids)
+            for row, (index, label) in enumerate(zip(ids.tolist(), batch[1].tolist(), strict=True)):
+                said, radius = int(found.label[row]), float(found.radius[row])
+                count = int(found.count[row])
+                writer.writerow(
+                    [index, label, said, repr(radius), int(said == label), f"{seconds:.4g}", count, options.samples]
+                )
+            file.flush()
+            progress.advance(bar, len(ids))
+    _report(read(path), float(sigma), path)
+    return 0
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The certificates of a file; none if it does not exist. A last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["samples"]]
+    return [
+        {
+            "idx": int(row["idx"]),
+            "label": int(row["label"]),
+            "predict": int(row["predict"]),
+            "radius": float(row["radius"]),
+            "correct": row["correct"] == "1",
+        }
+        for row in rows
+    ]
+
+
+def _report(rows: list[dict[str, Any]], sigma: float, path: Path) -> None:
+    count = len(rows)
+    print(f"{count} images, sigma {sigma:g}: {path}")
+    for step in range(9):
+        radius = step * sigma / 2
+        share = sum(row["correct"] and row["radius"] >= radius for row in rows) / count
+        error = math.sqrt(share * (1 - share) / count)
+        print(f"  certified accuracy at radius {radius:5.3f}: {share:.3f} ± {error:.3f}")
+    mean = sum(row["radius"] for row in rows if row["correct"]) / count
+    print(f"  average certified radius: {mean:.4f}")
+    print(f"  abstained: {sum(row['predict'] < 0 for row in rows) / count:.3f}")
+
+
+def _agree(path: Path, terms: dict[str, Any], table: Path) -> None:
+    """Certificates of one file share their terms: refuse to mix."""
+    if path.exists() and table.exists():
+        before = json.loads(path.read_text())
+        differ = [key for key in terms if before.get(key) != terms[key]]
+        require(
+            not differ,
+            f"{table} holds certificates made with other terms ({', '.join(differ)}): move it away first.",
+        )
+    path.write_text(json.dumps(terms, indent=2) + "\n")
+
+
+def _fingerprint(classifier: torch.nn.Module) -> str:
+    """A few digits that differ between weights."""
+    total = sum(float(p.detach().double().abs().sum()) for p in classifier.parameters())
+    return f"{total:.12g}"
+
+
+def _data(command: Any, split: str) -> tuple[Any, Any]:
+    data = command.datamodule
+    data.prepare_data()
+    data.setup("validate" if split == "val" else "test")
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    return loader.dataset, loader.collate_fn
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-xai certify",
+        allow_abbrev=False,
+        description="Certify the smoothed classifier of a run (Cohen et al. 2019). A second call goes on where "
+        "the first one stopped. Further options override the run's configuration.",
+    )
+    add_run_options(parser)
+    parser.add_argument("--sigma", type=float, help="noise in pixel units (default: as trained with)")
+    parser.add_argument("--samples", type=int, default=10_000, help="noise draws for the bound (default: 10000)")
+    parser.add_argument("--selection", type=int, default=100, help="draws that choose the class (default: 100)")
+    parser.add_argument("--alpha", type=float, default=0.001, help="failure probability per image (default: 0.001)")
+    parser.add_argument("--images", type=int, default=100, help="images, evenly spaced (default: 100)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="which images (default: test)")
+    parser.add_argument("--batch_size", type=int, default=10, help="images between two writes (default: 10)")
+    parser.add_argument("--chunk", type=int, default=1000, help="noisy copies that pass at once (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the noise (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    return parser

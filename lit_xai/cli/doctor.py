@@ -1,0 +1,81 @@
+"""`lit-xai doctor`: whether this machine is fit for a run."""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+MARKS = {"fine": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+Finding = tuple[str, str, str]
+
+
+def main(words: Sequence[str]) -> int:
+    """Print what was found; the exit status is 1 if something must be mended."""
+    parser = argparse.ArgumentParser(prog="lit-xai doctor", description="Check this machine.")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder that runs will be written to")
+    out = parser.parse_args(list(words)).out
+    findings = [*versions(), *devices(), *mirror(), *folders(out)]
+    console = Console()
+    for mark, subject, text in findings:
+        console.print(f"{MARKS[mark]:<18} {subject:<20} {text}", highlight=False)
+    return int(any(mark == "bad" for mark, _, _ in findings))
+
+
+def versions() -> Iterator[Finding]:
+    """Versions, and combinations that are known not to work."""
+    from lit_xai.callbacks.run_folder import PACKAGES, installed
+
+    yield ("fine" if sys.version_info >= (3, 11) else "bad", "python", platform.python_version())
+    found = {name: installed(name) for name in (*PACKAGES, "timm", "mlxtend")}
+    for name, version in found.items():
+        extra = {"timm": "timm", "mlxtend": "quickstart"}.get(name)
+        absent = f'absent; optional: pip install "lit-xai[{extra}]"' if extra else "absent: install it"
+        yield ("fine" if version else "note" if extra else "bad", name, version or absent)
+    if found["lightning"] in ("2.6.2", "2.6.3"):
+        yield "bad", "lightning", "2.6.2 and 2.6.3 were malicious uploads: remove them, change your keys"
+    if (found["jsonargparse"] or "4").split(".")[0] >= "5":
+        yield "bad", "jsonargparse", "5 drops calls that lightning 2.6 makes: install one below 5"
+    try:
+        import torchvision.ops  # fails where torchvision was built for another torch
+
+        torchvision.ops.nms
+    except Exception as error:
+        yield "bad", "torch + torchvision", f"do not belong together ({error}): install both in one command"
+
+
+def devices() -> Iterator[Finding]:
+    """What there is to compute on."""
+    import torch
+
+    yield "fine", "cores", f"{os.cpu_count()}, {torch.get_num_threads()} threads for torch"
+    count = torch.cuda.device_count()
+    for index in range(count):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        yield "fine", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+    if not count:
+        yield "note", "cuda", "no device: runs use the processor"
+
+
+def mirror() -> Iterator[Finding]:
+    """How Weights & Biases would be used."""
+    from lit_xai.callbacks.mirror import resolve
+
+    mode = resolve("auto")
+    yield "fine", "Weights & Biases", {
+        "online": "online: credentials were found",
+        "offline": "offline: kept in the run folder; `wandb sync` sends it later",
+        "disabled": "disabled by WANDB_MODE",
+    }.get(mode, mode)
+
+
+def folders(out: Path) -> Iterator[Finding]:
+    """Whether runs and temporary files can be written."""
+    for subject, folder in (("run folder", out), ("temporary files", Path(tempfile.gettempdir()))):
+        nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        fits = os.access(nearest, os.W_OK) and nearest.is_dir()
+        yield "fine" if fits else "bad", subject, f"{folder} {'can' if fits else 'cannot'} be written"

@@ -1,0 +1,42 @@
+"""`lit-xai methods`: what there is, in one line each, with its source."""
+
+import argparse
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+ROOMS = ("attributions", "attacks", "objectives", "optim", "metrics", "models")
+
+
+def main(words: Sequence[str]) -> int:
+    """Print every public class and function of the rooms."""
+    parser = argparse.ArgumentParser(prog="lit-xai methods", description="List what there is, with its source.")
+    parser.add_argument("room", nargs="*", choices=[*ROOMS, []], help="one or more rooms (default: all)")
+    chosen = parser.parse_args(list(words)).room or ROOMS
+    console = Console()
+    for room in chosen:
+        table = Table(title=room, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for column in ("name", "what it is", "source"):
+            table.add_column(column, style={"name": "cyan"}.get(column), overflow="fold")
+        for row in described(room):
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    return 0
+
+
+def described(room: str) -> Iterator[tuple[str, str, str]]:
+    """Name, first sentence and source of every concrete public thing of a room."""
+    module = importlib.import_module(f"lit_xai.{room}")
+    for name in sorted(module.__all__):
+        thing = getattr(module, name)
+        if not callable(thing) or inspect.isabstract(thing):
+            continue
+        text = inspect.getdoc(thing) or ""
+        sentence = " ".join(text.split("\n\n")[0].split())
+        source = re.search(r"Source:\s*(.+?)(?:\n\s*\n|\n\w+:|\Z)", text, re.S)
+        yield name, sentence, " ".join(source.group(1).split()) if source else ""

@@ -1,0 +1,204 @@
+"""`fit`, `validate`, `test` and `predict`: verbs over one parsed configuration."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+# The rooms are imported so that a YAML may name their classes without a path.
+from lit_xai import attacks, attributions, data, metrics, models, objectives, optim  # noqa: F401
+from lit_xai.callbacks import BortResidual, CsvLog, Explain, Robustness, RunFolder, WandbMirror
+from lit_xai.callbacks.progress import EpochLines
+from lit_xai.classifier import Classifier
+from lit_xai.cli.refusal import Refusal, in_one_line, register_types
+from lit_xai.cli.runs import chosen_run, config_of, load_weights
+from lit_xai.study import write_report
+from lit_xai.types import require
+
+KEYS_OF_A_RUN = ("resume", "config")  # said on the command line, not part of what a run is
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line instead of after a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+        raise Refusal(in_one_line(message, self))
+
+
+class Command(LightningCLI):
+    """One configuration: classifier, data, trainer, what to explain, where to write."""
+
+    def __init__(self, words: Sequence[str], verb: str) -> None:
+        self.verb = verb
+        register_types()
+        super().__init__(
+            Classifier,
+            None,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults={"max_epochs": 10, "logger": False, "enable_model_summary": False},
+            seed_everything_default=0,
+            parser_kwargs={"prog": f"lit-xai {verb}", "description": None, "allow_abbrev": False},
+            parser_class=Parser,
+            args=list(words),
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", type=str, default="runs/latest", help="Run folder, the record of the run.")
+        parser.add_argument(
+            "--resume", type=bool, default=False, help="Go on from the last finished epoch in `out`, if any."
+        )
+        parser.add_argument(
+            "--wandb",
+            type=Literal["auto", "online", "offline", "disabled"],
+            default="auto",
+            help="Weights & Biases: auto goes online only where credentials exist.",
+        )
+        parser.add_lightning_class_args(Explain, "explain")
+        parser.add_lightning_class_args(Robustness, "robustness")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "explain.attributions": {},
+                "explain.metrics": {},
+                "robustness.metrics": {},
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Without the warning about arguments that were taken from elsewhere: the verb was cut off here.
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        self.out = Path(self.config.out)
+        self.config.checkpoint.dirpath = str(self.out / "checkpoints")
+        self.config.trainer.default_root_dir = str(self.out)
+        self.yaml = self.parser.dump(self._shared(), skip_none=False)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise Refusal(in_one_line(str(error), self.parser)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        lively = sys.stderr.isatty()
+        callbacks: list[Callback] = [RunFolder(self.out, self.config.seed_everything), BortResidual()]
+        callbacks.append(RichProgressBar(leave=True) if lively else EpochLines())
+        chosen = self.config_init.trainer.callbacks or []
+        fitting = self.verb == "fit"
+        loggers = [CsvLog(self.out), WandbMirror(self.out, self.config.wandb)] if fitting else False
+        return super().instantiate_trainer(
+            callbacks=[*(chosen if isinstance(chosen, list) else [chosen]), *callbacks],
+            logger=self.config_init.trainer.logger or loggers,
+            enable_progress_bar=lively,
+            **kwargs,
+        )
+
+    def _shared(self) -> Any:
+        """The configuration without what was said for this call alone."""
+        config = self.config.clone()
+        for key in KEYS_OF_A_RUN:
+            config.pop(key, None)
+        return config
+
+
+def main(verb: str, words: Sequence[str]) -> int:
+    """Run one verb; exit status as in `lit_xai.cli`."""
+    quiet()
+    if verb == "fit":
+        return fit(Command(words, verb))
+    run, weights, overrides = chosen_run(verb, words)
+    # Overrides come last: what a checkpoint or a saved file says never beats the command line.
+    command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], verb)
+    load_weights(command.model, weights)
+    return evaluate(command)
+
+
+def fit(command: Command) -> int:
+    """Train, unless the folder holds another run; go on where asked to; end with the report."""
+    last = command.out / "checkpoints" / "last.ckpt"
+    resume = bool(command.config.resume) and last.exists()
+    require(
+        resume or not last.exists(),
+        f"`out` {command.out} already holds a run: add `--resume true` to go on with it, or choose another folder.",
+    )
+    prepare(command.out, command.yaml)
+    trainer = command.trainer
+    for logger in trainer.loggers:
+        logger.log_hyperparams({"config": command.yaml})
+    path = str(last) if resume else None
+    status = guarded(lambda: trainer.fit(command.model, command.datamodule, ckpt_path=path))
+    if status == 0 and trainer.is_global_zero:
+        page = command.out / "report.html"
+        write_report([command.out], page, title=command.out.name)
+        print(f"report: {page}")
+    return status
+
+
+def evaluate(command: Command) -> int:
+    """Measure on validation or test images; write `<verb>.json` into the run folder."""
+    trainer = command.trainer
+    measure = trainer.validate if command.verb == "validate" else trainer.test
+    status = guarded(lambda: measure(command.model, datamodule=command.datamodule, verbose=False))
+    if status == 0 and trainer.is_global_zero:
+        values = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        (command.out / f"{command.verb}.json").write_text(json.dumps(values, indent=2) + "\n")
+        width = max(map(len, values), default=0)
+        for key, value in values.items():
+            print(f"{key:<{width}}  {value:.6g}")
+    return status
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Run a trainer's entry point; turn its ways of stopping into an exit status."""
+    try:
+        action()
+    except SIGTERMException:
+        return 143
+    except SystemExit as stop:  # Lightning turns Ctrl-C into this
+        print("lit-xai: stopped; `--resume true` goes on from the last finished epoch.", file=sys.stderr)
+        return 130 if stop.code == 1 else int(stop.code or 0)
+    return 0
+
+
+def prepare(out: Path, yaml: str) -> None:
+    """Make the run folder and write the configuration, or say why that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(yaml)
+    except OSError as error:
+        raise ValueError(f"`out` {out} cannot be written ({error.strerror}): choose another folder.") from None
+
+
+def quiet() -> None:
+    """Silence what every run says and nobody can act on."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_TIPS))
+    for text in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", text)
+
+
+_TIPS = ("GPU available", "TPU available", "HPU available", "\U0001f4a1", "💡", "`Trainer.fit` stopped", "Using default", "Loading `train")
+_KNOWN_WARNINGS = (
+    ".*does not have many workers.*",  # data of the small sets lie in memory
+    ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
+    ".*LeafSpec.*",  # lightning 2.6 on torch 2.15
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*logging interval.*",
+)

@@ -1,0 +1,305 @@
+"""Interactive figures: curves with their spread, quality against robustness, residuals, certificates."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from lit_xai.study.record import Curve, Record, in_order
+from lit_xai.study.tables import CONTROL, Cell, Column, Study, arrow, words
+
+Figure: TypeAlias = Any  # plotly.graph_objects.Figure: plotly is imported when a figure is made
+
+Position = TypeVar("Position", bound=float)  # an epoch or a radius
+
+# Okabe and Ito, 2008, Color universal design: told apart with every common colour vision. Its yellow and
+# black are left out: one vanishes on paper, the other on a dark screen.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+GRID = "rgba(128,128,128,0.20)"
+RADII = 101
+
+
+def colour(study: Study, regime: str) -> str:
+    """The one colour of a regime, in every figure and table."""
+    return COLOURS[study.regimes.index(regime) % len(COLOURS)]
+
+
+def symbol(study: Study, regime: str) -> str:
+    """The one marker of a regime."""
+    return SYMBOLS[study.regimes.index(regime) % len(SYMBOLS)]
+
+
+def faint(hue: str, alpha: float) -> str:
+    """A colour, made translucent."""
+    red, green, blue = (int(hue[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def blank(x: str, y: str) -> Figure:
+    """An empty figure in the style of the report: no frame, quiet grid, legend on top."""
+    import plotly.graph_objects as go
+
+    axis = {"gridcolor": GRID, "zeroline": False, "ticks": "", "automargin": True}
+    return go.Figure(
+        layout={
+            "template": go.layout.Template(),
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"size": 12.5, "color": "#5c6470"},
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+            "hovermode": "x unified",
+            "hoverlabel": {"font": {"size": 12.5}},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
+            "modebar": {"orientation": "v"},
+            "xaxis": axis | {"title": {"text": x, "standoff": 8}},
+            "yaxis": axis | {"title": {"text": "<br>".join(textwrap.wrap(y, 30)), "standoff": 8}},
+        }
+    )
+
+
+def over_seeds(curves: Iterable[Curve]) -> dict[int, Cell]:
+    """Values over seeds, by epoch."""
+    curves = list(curves)
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    return {epoch: Cell(tuple(c[epoch] for c in curves if epoch in c)) for epoch in epochs}
+
+
+def add_spread(
+    figure: Figure,
+    name: str,
+    hue: str,
+    mark: str,
+    curves: Mapping[str, Mapping[Position, float]],
+    column: Column,
+    dash: str = "solid",
+    points: bool = True,
+) -> None:
+    """Add a group of traces: band of ± one standard deviation, line of the mean, a point per seed.
+
+    Args:
+        figure: Gets the traces.
+        name: Of the group in the legend; a click there toggles all of it.
+        hue: Colour.
+        mark: Marker symbol.
+        curves: Value by position, by name of the run.
+        column: Writes the values.
+        dash: Style of the line.
+        points: Whether each run's values are drawn as points.
+    """
+    import plotly.graph_objects as go
+
+    positions = sorted({position for curve in curves.values() for position in curve})
+    cells = {x: Cell(tuple(curve[x] for curve in curves.values() if x in curve)) for x in positions}
+    cells = {x: cell for x, cell in cells.items() if cell.finite}
+    if not cells:
+        return
+    group = {"legendgroup": name, "name": name}
+    spread = {x: cell for x, cell in cells.items() if not math.isnan(cell.sd)}
+    if spread:
+        top = [cell.mean + cell.sd for cell in spread.values()]
+        bottom = [cell.mean - cell.sd for cell in spread.values()]
+        figure.add_trace(
+            go.Scatter(
+                x=[*spread, *reversed(spread)],
+                y=[*top, *reversed(bottom)],
+                fill="toself",
+                fillcolor=faint(hue, 0.14),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+                **group,
+            )
+        )
+    if points and len(curves) > 1:
+        pairs = [(x, curve[x]) for curve in curves.values() for x in curve if math.isfinite(curve[x])]
+        figure.add_trace(
+            go.Scatter(
+                x=[x for x, _ in pairs],
+                y=[y for _, y in pairs],
+                mode="markers",
+                marker={"size": 4, "color": faint(hue, 0.45), "symbol": mark},
+                hoverinfo="skip",
+                showlegend=False,
+                **group,
+            )
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=list(cells),
+            y=[cell.mean for cell in cells.values()],
+            mode="lines+markers" if len(cells) == 1 or points else "lines",
+            line={"color": hue, "width": 2.25, "dash": dash},
+            marker={"size": 7 if len(cells) == 1 else 5, "color": hue, "symbol": mark},
+            customdata=[[hover(cell, column)] for cell in cells.values()],
+            hovertemplate="%{customdata[0]}",
+            **group,
+        )
+    )
+
+
+def hover(cell: Cell, column: Column) -> str:
+    """Mean ± standard deviation and the number of seeds."""
+    count = len(cell.finite)
+    return f"{cell.show(column)} ({count} seed{'s' if count > 1 else ''})"
+
+
+def curves(study: Study, column: Column) -> Figure:
+    """A column over epochs: mean, spread and seeds of each regime; its control dotted, where it has one."""
+    figure = blank("epoch", f"{column.label} {arrow(column.fact(study.used).better)}".strip())
+    for regime in study.regimes:
+        own = {record.name: column.curve(record) for record in study.of(regime)}
+        style = (colour(study, regime), symbol(study, regime))
+        add_spread(figure, words(regime), *style, own, column)
+        control = column.control
+        if column.attribution and not column.lead and any(control.curve(r) for r in study.of(regime)):
+            add_control(figure, words(regime), style[0], control, study.of(regime))
+    if column.percent:
+        figure.update_yaxes(tickformat=".0%")
+    if column.lead:
+        figure.add_hline(y=0, line={"color": "rgba(128,128,128,0.7)", "width": 1, "dash": "dot"})
+    return whole_epochs(figure, study)
+
+
+def add_control(figure: Figure, regime: str, hue: str, control: Column, records: Sequence[Record]) -> None:
+    """Add the control's mean as a thin dotted line that comes and goes with its regime."""
+    import plotly.graph_objects as go
+
+    cells = over_seeds(control.curve(record) for record in records)
+    cells = {epoch: cell for epoch, cell in cells.items() if cell.finite}
+    figure.add_trace(
+        go.Scatter(
+            x=list(cells),
+            y=[cell.mean for cell in cells.values()],
+            mode="lines",
+            line={"color": faint(hue, 0.75), "width": 1.25, "dash": "dot"},
+            name=f"{regime}, {words(CONTROL).lower()}",
+            legendgroup=regime,
+            showlegend=False,
+            customdata=[[hover(cell, control)] for cell in cells.values()],
+            hovertemplate="%{customdata[0]}",
+        )
+    )
+
+
+def against(study: Study, quality: Column, robustness: Column) -> Figure:
+    """Explanation quality against robustness: a run's last epoch is a point, its way there a faint line."""
+    import plotly.graph_objects as go
+
+    facts = (robustness.fact(study.used), quality.fact(study.used))
+    labels = [
+        f"{c.label} {arrow(f.better)}".strip() for c, f in zip((robustness, quality), facts, strict=True)
+    ]
+    figure = blank(*labels)
+    for regime in study.regimes:
+        hue, mark, name = colour(study, regime), symbol(study, regime), words(regime)
+        ends = []
+        for record in study.of(regime):
+            x, y = robustness.curve(record), quality.curve(record)
+            epochs = [e for e in x if e in y and math.isfinite(x[e] + y[e])]
+            if not epochs:
+                continue
+            ends.append((record, epochs[-1]))
+            figure.add_trace(
+                go.Scatter(
+                    x=[x[epoch] for epoch in epochs],
+                    y=[y[epoch] for epoch in epochs],
+                    mode="lines+markers",
+                    line={"color": faint(hue, 0.32), "width": 1.25, "shape": "spline", "smoothing": 0.6},
+                    marker={"size": 3.5, "color": faint(hue, 0.5)},
+                    text=[f"{record.name}, epoch {epoch}" for epoch in epochs],
+                    customdata=[[robustness.show(x[e]), quality.show(y[e])] for e in epochs],
+                    hovertemplate=point_text(robustness, quality),
+                    legendgroup=name,
+                    showlegend=False,
+                )
+            )
+        if ends:
+            xs = [robustness.curve(record)[epoch] for record, epoch in ends]
+            ys = [quality.curve(record)[epoch] for record, epoch in ends]
+            figure.add_trace(
+                go.Scatter(
+                    x=xs,
+                    y=ys,
+                    mode="markers",
+                    marker={
+                        "size": 12,
+                        "color": hue,
+                        "symbol": mark,
+                        "line": {"width": 1.5, "color": "#fff"},
+                    },
+                    text=[f"{record.name}, last epoch ({epoch})" for record, epoch in ends],
+                    customdata=[[robustness.show(a), quality.show(b)] for a, b in zip(xs, ys, strict=True)],
+                    hovertemplate=point_text(robustness, quality),
+                    name=name,
+                    legendgroup=name,
+                )
+            )
+    figure.update_layout(hovermode="closest")
+    if robustness.percent:
+        figure.update_xaxes(tickformat=".0%")
+    if quality.percent:
+        figure.update_yaxes(tickformat=".0%")
+    return figure
+
+
+def point_text(robustness: Column, quality: Column) -> str:
+    """What a point of `against` says when pointed at."""
+    labels = (robustness.label.lower(), quality.label[:1].lower() + quality.label[1:])
+    return f"%{{text}}<br>{labels[0]}: %{{customdata[0]}}<br>{labels[1]}: %{{customdata[1]}}<extra></extra>"
+
+
+def residuals(study: Study, regime: str) -> Figure | None:
+    """Bort's residual of each layer over epochs, mean over seeds: early layers pale, late layers full."""
+    layers = in_order(key for r in study.of(regime) for key in r.curves if key.startswith("bort/"))
+    if not layers:
+        return None
+    figure = blank("epoch", "residual ↓")
+    hue = colour(study, regime)
+    for index, key in enumerate(layers):
+        column = Column(key)
+        own = {record.name: column.curve(record) for record in study.of(regime)}
+        share = (index + 1) / len(layers)
+        name = key.removeprefix("bort/").removesuffix("/residual")
+        mark = SYMBOLS[index % len(SYMBOLS)]
+        add_spread(figure, name, blend(hue, share), mark, own, column)
+    values = [v for r in study.of(regime) for k in layers for v in r.curves.get(k, {}).values()]
+    if min(values, default=0) > 0 and max(values) > 20 * min(values):
+        figure.update_yaxes(type="log", dtick="D2")
+    return whole_epochs(figure, study)
+
+
+def blend(hue: str, share: float) -> str:
+    """A colour between a pale grey and its own full tone."""
+    parts = [int(hue[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(205 + (part - 205) * share):02x}" for part in parts)
+
+
+def certified(study: Study) -> Figure | None:
+    """Certified accuracy against radius: share of images that are right and certified that far."""
+    radii = [radius for record in study.used for radius, correct in record.certificates if correct]
+    if not radii or max(radii) <= 0:
+        return None
+    figure = blank("radius, l2, in pixel units", "Certified accuracy ↑")
+    grid = [max(radii) * step / (RADII - 1) for step in range(RADII)]
+    for regime in study.regimes:
+        own = {r.name: certified_curve(r, grid) for r in study.of(regime) if r.certificates}
+        style = (colour(study, regime), symbol(study, regime))
+        add_spread(figure, words(regime), *style, own, Column("certified/accuracy"), points=False)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(hoverformat=".3f")
+    return figure
+
+
+def certified_curve(record: Record, grid: Sequence[float]) -> dict[float, float]:
+    """Share of the certified images that are right with at least each radius."""
+    count = len(record.certificates)
+    return {at: sum(right and radius >= at for radius, right in record.certificates) / count for at in grid}
+
+
+def whole_epochs(figure: Figure, study: Study) -> Figure:
+    """Ticks at whole epochs."""
+    last = max((record.last or 0 for record in study.used), default=0)
+    figure.update_xaxes(tick0=0, dtick=max(1, math.ceil(last / 8)), hoverformat="d")
+    return figure

@@ -1,0 +1,243 @@
+"""Maps as pictures: the same images for every regime, signed colours centred at zero, scale printed."""
+
+import base64
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from lit_xai.study.record import Record, in_order
+from lit_xai.study.tables import Study, significant
+
+PERCENTILE = 99.0  # of a map's absolute values: full colour; beyond, colours are clipped
+MOST_IMAGES = 8
+MOST_PIXELS = 8_000_000  # over all maps of the page
+NEGATIVE, MIDDLE, POSITIVE = (33, 86, 165), (247, 247, 245), (190, 39, 45)  # blue, white, red
+UNKNOWN = (150, 150, 150)  # where a map is not finite
+STEPS = 127  # shades on each side of zero
+
+
+def diverging(share: float) -> tuple[int, ...]:
+    """The colour of a share of full scale, -1 to 1: linear from white to blue or to red."""
+    end = NEGATIVE if share < 0 else POSITIVE
+    return tuple(round(m + (e - m) * abs(share)) for m, e in zip(MIDDLE, end, strict=True))
+
+
+PALETTE = bytes(
+    channel
+    for colour in (*(diverging(step / STEPS) for step in range(-STEPS, STEPS + 1)), UNKNOWN)
+    for channel in colour
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one file of explanations holds.
+
+    Args:
+        ids: Names the images, in order.
+        inputs: Pixels in [0, 1].
+        target: The explained class, per image.
+        prediction: The predicted class, per image.
+        maps: One map per image, by attribution.
+    """
+
+    ids: list[int]
+    inputs: Float[np.ndarray, "image channel height width"]
+    target: list[int]
+    prediction: list[int]
+    maps: dict[str, Float[np.ndarray, "image channel height width"]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One map as the page shows it.
+
+    Args:
+        uri: The picture.
+        scale: Value at full colour, as text; empty for a map without one.
+        note: What is wrong with the map; empty if nothing is.
+    """
+
+    uri: str
+    scale: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One regime's maps of one image.
+
+    Args:
+        regime: Name of the regime.
+        run: The run that made them.
+        input: The picture explained.
+        prediction: Predicted class.
+        right: Whether it is the true one.
+        tiles: One per attribution, or None where the run lacks it.
+    """
+
+    regime: str
+    run: str
+    input: str
+    prediction: int
+    right: bool
+    tiles: list[Tile | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image at one epoch: a row per regime.
+
+    Args:
+        id: Of the image.
+        target: Its true class.
+        epoch: Epoch of the maps.
+        rows: One per regime.
+    """
+
+    id: int
+    target: int
+    epoch: int
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All panels of the page.
+
+    Args:
+        methods: Attributions, in the order of the columns.
+        ids: Images that can be chosen.
+        thumbs: Their pictures.
+        epochs: Epochs that can be chosen, the last first.
+        panels: One per image and epoch.
+        total: How many images the runs share.
+        problems: What could not be shown.
+    """
+
+    methods: list[str]
+    ids: list[int]
+    thumbs: list[str]
+    epochs: list[int]
+    panels: list[Panel]
+    total: int
+    problems: list[str]
+
+
+def gallery(study: Study) -> Gallery | None:
+    """Build the gallery from the first seed of every regime; None where there are no maps.
+
+    Args:
+        study: The runs; their files of the first and of the last epoch that all regimes have are shown.
+    """
+    problems: list[str] = []
+    chosen = [next((r for r in study.of(regime) if r.pictures), None) for regime in study.regimes]
+    records = [record for record in chosen if record is not None]
+    epochs = common([list(record.pictures) for record in records])
+    books: dict[tuple[str, int], Pictures] = {}
+    for epoch in sorted({min(epochs), max(epochs)}, reverse=True) if epochs else []:
+        for record in records:
+            try:
+                books[record.name, epoch] = read_pictures(record.pictures[epoch])
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                problems.append(f"{record.name}, epoch {epoch}: {record.pictures[epoch].name}: {error}")
+    shared = common([book.ids for book in books.values()])
+    if not shared:
+        if books:
+            problems.append("The runs explain different images: there is nothing to set side by side.")
+        return Gallery([], [], [], [], [], 0, problems) if problems else None
+    methods = in_order(name for book in books.values() for name in book.maps)
+    side = max(book.inputs.shape[-1] * book.inputs.shape[-2] for book in books.values())
+    room = max(1, MOST_PIXELS // (side * len(methods or [""]) * len(books)))
+    ids = shared[: min(MOST_IMAGES, room)]
+    shown = sorted({epoch for _, epoch in books}, reverse=True)
+    panels = [panel(records, books, methods, image, epoch) for image in ids for epoch in shown]
+    first = next(iter(books.values()))
+    thumbs = [picture(first.inputs[first.ids.index(image)]) for image in ids]
+    return Gallery(methods, ids, thumbs, shown, panels, len(shared), problems)
+
+
+def panel(
+    records: Iterable[Record],
+    books: dict[tuple[str, int], Pictures],
+    methods: list[str],
+    image: int,
+    epoch: int,
+) -> Panel:
+    """One image at one epoch, over all regimes that have it."""
+    rows = []
+    target = 0
+    for record in records:
+        book = books.get((record.name, epoch))
+        if book is None:
+            continue
+        at = book.ids.index(image)
+        target = book.target[at]
+        tiles = [tile(book.maps[name][at]) if name in book.maps else None for name in methods]
+        shown = picture(book.inputs[at])
+        guess = book.prediction[at]
+        rows.append(Row(record.regime, record.name, shown, guess, guess == target, tiles))
+    return Panel(image, target, epoch, rows)
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Read `explanations/epoch_XXX.npz`; nothing in it is unpickled."""
+    with np.load(path, allow_pickle=False) as file:
+        inputs = np.asarray(file["inputs"], dtype=np.float32)
+        count = len(inputs)
+        ids = file["ids"] if "ids" in file else np.arange(count)
+        maps = {name.removeprefix("maps/"): file[name] for name in file if name.startswith("maps/")}
+        target, prediction = file["target"], file["prediction"]
+    for name, array in {"ids": ids, "target": target, "prediction": prediction, **maps}.items():
+        if len(array) != count:
+            raise ValueError(f"`{name}` has {len(array)} entries, `inputs` has {count}")
+    as_ints = ([int(value) for value in array] for array in (ids, target, prediction))
+    names, classes, guesses = as_ints
+    return Pictures(names, inputs, classes, guesses, maps)
+
+
+def common(lists: list[list[int]]) -> list[int]:
+    """What all lists hold, in the order of the first."""
+    return [item for item in lists[0] if all(item in other for other in lists)] if lists else []
+
+
+def tile(relevance: Float[np.ndarray, "channel height width"]) -> Tile:
+    """Paint a signed map: summed over channels, blue below zero, white at zero, red above.
+
+    Full colour is the map's own 99th percentile of absolute values, the same on both sides of zero.
+    """
+    signed = relevance.astype(np.float64).sum(axis=0)
+    finite = np.isfinite(signed)
+    size = np.abs(signed[finite])
+    scale = (float(np.percentile(size, PERCENTILE)) or float(size.max())) if finite.any() else 0.0
+    share = np.clip(np.where(finite, signed, 0) / (scale or 1.0), -1, 1)
+    uri = png(np.where(finite, np.round(STEPS * share) + STEPS, 255).astype(np.uint8), PALETTE)
+    if not finite.all():
+        part = "not finite" if not finite.any() else f"{100 * (1 - finite.mean()):.0f} % not finite"
+        return Tile(uri, f"±{significant(scale)}" if scale else "", part)
+    return Tile(uri, f"±{significant(scale)}") if scale else Tile(uri, note="all zero")
+
+
+def picture(pixels: Float[np.ndarray, "channel height width"]) -> str:
+    """An input as a data URI: colours for three channels, otherwise the channels' mean in grey."""
+    shown = np.rint(np.nan_to_num(pixels).clip(0, 1) * 255)
+    shown = shown.transpose(1, 2, 0) if len(shown) == 3 else shown.mean(axis=0)
+    return png(shown.astype(np.uint8))
+
+
+def png(pixels: UInt8[np.ndarray, "height width *channel"], palette: bytes = b"") -> str:
+    """A picture as a data URI; with a palette, pixels are indices into it."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    if palette:
+        image = image.convert("P")
+        image.putpalette(palette)
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,269 @@
+"""What a run folder says, read without loading a model; what is missing or broken is noted, never fatal."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from lit_xai.study.plan import read_yaml
+
+Curve = dict[int, float]  # value by epoch
+Json = dict[str, Any]
+STATES = ("finished", "running", "interrupted", "failed", "missing")
+FOLDER = re.compile(r"(?P<regime>.+)-seed(?P<seed>\d+)")
+CHOOSES = "val/accuracy"  # its highest value makes an epoch the best one
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What `quantities.json` says about a log key.
+
+    Args:
+        better: Which direction is better, or None.
+        low: Smallest possible value, or None.
+        high: Largest possible value, or None.
+        median: Whether the number is a median over images instead of a mean.
+    """
+
+    better: Literal["higher", "lower"] | None = None
+    low: float | None = None
+    high: float | None = None
+    median: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as its folder tells it.
+
+    Args:
+        folder: The run folder.
+        regime: Name of the regime.
+        seed: Its seed, or None where nothing says it.
+        state: One of `STATES`; "missing" where there is no status.
+        error: What ended it, or None.
+        epochs: Epochs it was to do, or None.
+        seconds: Wall time, or None.
+        curves: Value by epoch, by log key.
+        facts: What is known of each log key.
+        provenance: Versions, machine, command, dates.
+        config: The configuration as run, as text.
+        certificates: (radius, correct) per certified image.
+        pictures: File of maps by epoch.
+        problems: What could not be read, in words.
+    """
+
+    folder: Path
+    regime: str
+    seed: int | None = None
+    state: str = "missing"
+    error: str | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
+    certificates: tuple[tuple[float, bool], ...] = ()
+    pictures: Mapping[int, Path] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Regime and seed in one word."""
+        return self.regime if self.seed is None else f"{self.regime}-seed{self.seed}"
+
+    @property
+    def last(self) -> int | None:
+        """The last epoch that left a number, or None."""
+        return max((epoch for curve in self.curves.values() for epoch in curve), default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The first epoch of highest validation accuracy, or None."""
+        curve = {epoch: value for epoch, value in self.curves.get(CHOOSES, {}).items() if value == value}
+        return min(curve, key=lambda epoch: (-curve[epoch], epoch), default=None)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders below a folder (or the folder itself), in the order of their plan."""
+    marks = ("status.json", "metrics.csv", "provenance.json")
+    if any((folder / mark).is_file() for mark in marks):
+        return [folder]
+    return sorted({path.parent for mark in marks for path in folder.glob(f"*/{mark}")}, key=place_in_plan)
+
+
+def place_in_plan(folder: Path) -> tuple[float, str]:
+    """Sorts run folders as their plan has them; those without a plan come last, by name."""
+    try:
+        return float(read_json(folder / "study.json")["order"]), folder.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf, folder.name
+
+
+def read_run(folder: Path) -> Record:
+    """Read one run folder.
+
+    Args:
+        folder: As `lit-xai fit` writes it; it may be unfinished, broken or absent.
+    """
+    problems: list[str] = []
+
+    def attempt(name: str, read: Callable[[Path], T], needed: bool = True) -> T | None:
+        path = folder / name
+        if not path.is_file():
+            if needed:
+                problems.append(f"{name} is missing")
+            return None
+        try:
+            return read(path)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, csv.Error) as error:
+            problems.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+            return None
+
+    status = attempt("status.json", read_json) or {}
+    there = bool(status)
+    started = there or (folder / "metrics.csv").is_file()
+    study = attempt("study.json", read_json, needed=False) or {}
+    provenance = attempt("provenance.json", read_json, needed=started) or {}
+    named = FOLDER.fullmatch(folder.name)
+    seed = study.get("seed", provenance.get("seed", named["seed"] if named else None))
+    state = str(status.get("state", "running" if started else "missing"))
+    if state not in STATES:
+        problems.append(f"status.json has the unknown state {state!r}")
+        state = "failed"
+    curves, torn = attempt("metrics.csv", read_metrics, needed=started) or ({}, [])
+    problems += torn
+    return Record(
+        folder=folder,
+        regime=str(study.get("regime", named["regime"] if named else folder.name)),
+        seed=int(str(seed)) if str(seed).isdigit() else None,
+        state=state,
+        error=str(status["error"]) if status.get("error") else None,
+        epochs=as_number(status.get("epochs"), int),
+        seconds=as_number(provenance.get("seconds") or status.get("seconds"), float),
+        curves=curves,
+        facts=attempt("quantities.json", read_facts, needed=started) or {},
+        provenance=provenance,
+        config=attempt("config.yaml", read_text, needed=started) or "",
+        certificates=attempt("certificates.tsv", read_certificates, needed=False) or (),
+        pictures=find_pictures(folder / "explanations"),
+        problems=tuple(problems) if folder.is_dir() else ("the run folder is missing",),
+    )
+
+
+def read_metrics(path: Path) -> tuple[dict[str, Curve], list[str]]:
+    """The curves of a `metrics.csv`, and what in it is broken.
+
+    A resumed run repeats epochs: the last non-empty value of an epoch and key counts. A row of other length
+    than the header was cut off while it was written: it is left out.
+    """
+    curves: dict[str, Curve] = {}
+    problems = []
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = csv.reader(stream)
+        header = next(rows, [])
+        if "epoch" not in header:
+            raise ValueError("its first line does not name a column `epoch`")
+        for number, row in enumerate(rows, start=2):
+            if not any(row) or row == header:
+                continue
+            if len(row) != len(header):
+                problems.append(
+                    f"metrics.csv: line {number} has {len(row)} cells, not {len(header)}: left out"
+                )
+                continue
+            cells = dict(zip(header, row, strict=True))
+            try:
+                epoch = int(float(cells.pop("epoch")))
+            except (ValueError, OverflowError):
+                problems.append(f"metrics.csv: line {number} has no epoch: left out")
+                continue
+            cells.pop("step", None)
+            for key, cell in cells.items():
+                if not cell.strip():
+                    continue
+                try:
+                    curves.setdefault(key, {})[epoch] = float(cell)
+                except ValueError:
+                    problems.append(f"metrics.csv: line {number}, `{key}` is not a number: {cell[:40]!r}")
+    return {key: dict(sorted(curve.items())) for key, curve in curves.items()}, problems
+
+
+def read_facts(path: Path) -> dict[str, Fact]:
+    """The facts of a `quantities.json`, by log key."""
+    return {
+        key: Fact(
+            fact["better"] if fact.get("better") in ("higher", "lower") else None,
+            as_number(fact.get("low"), float),
+            as_number(fact.get("high"), float),
+            bool(fact.get("median")),
+        )
+        for key, fact in read_json(path).items()
+    }
+
+
+def read_certificates(path: Path) -> tuple[tuple[float, bool], ...]:
+    """(radius, correct) of each image in a `certificates.tsv`; an abstention has radius 0."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader((line for line in stream if not line.startswith("#")), delimiter="\t")
+        missing = {"radius", "correct"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(f"it lacks the column `{min(missing)}`")
+        whole = (row for row in rows if row["radius"] and row["correct"])  # the last line may be torn
+        return tuple((float(row["radius"]), row["correct"].lower() in ("1", "1.0", "true")) for row in whole)
+
+
+def find_pictures(folder: Path) -> dict[int, Path]:
+    """The files of maps, by epoch."""
+    found = ((re.fullmatch(r"epoch_(\d+)\.npz", path.name), path) for path in folder.glob("epoch_*.npz"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def read_text(path: Path) -> str:
+    """A text."""
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Json:
+    """A JSON object."""
+    content = json.loads(read_text(path))
+    if not isinstance(content, dict):
+        raise ValueError("it does not hold a JSON object")
+    return content
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by dotted key."""
+    if not isinstance(content, Mapping) or not content:
+        return {prefix: content}
+    return {
+        key: leaf
+        for name, value in content.items()
+        for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """The configuration as run, by dotted key; empty where it cannot be read."""
+    try:
+        return flat(read_yaml(record.folder / "config.yaml"))
+    except ValueError:
+        return {}
+
+
+def as_number(value: Any, number: Callable[[Any], T]) -> T | None:
+    """The value as a number, or None where it is none."""
+    try:
+        return number(value) if math.isfinite(float(value)) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name once, in order of first appearance."""
+    return list(dict.fromkeys(names))

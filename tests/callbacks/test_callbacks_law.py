@@ -1,0 +1,139 @@
+"""Explaining is observing: a run with the callbacks and a run without end in identical weights, bit for bit."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_xai.attacks import DDN, L2PGD
+from lit_xai.attributions import (
+    BoundaryIntegratedGradients,
+    BoundarySaliency,
+    Saliency,
+    SmoothGrad,
+)
+from lit_xai.callbacks import BortResidual, Explain, Robustness
+from lit_xai.classifier import Classifier
+from lit_xai.metrics import BoundaryDistance, Closeness, Flags, Gini, Perturbation, RandomMap, RobustAccuracy
+from lit_xai.observe import explain, observing
+
+SEARCH = DDN(steps=3)
+
+
+def net(channels: int, classes: int) -> nn.Module:
+    """Everything that an observer could disturb: dropout, batch statistics, a frozen layer in eval mode."""
+    layers = nn.Sequential(
+        nn.Conv2d(channels, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(4 * 36, classes),
+    )
+    layers[4].eval()
+    return layers
+
+
+def observers() -> list[L.Callback]:
+    attributions = {
+        "saliency": Saliency(),
+        "smooth_grad": SmoothGrad(samples=2),
+        "boundary_saliency": BoundarySaliency(SEARCH),
+        "boundary_integrated_gradients": BoundaryIntegratedGradients(SEARCH, steps=3),
+        "random_map": RandomMap(),
+    }
+    metrics = {
+        "perturbation": Perturbation(steps=3),
+        "gini": Gini(),
+        "closeness": Closeness(),
+        "flag": Flags(),
+        "boundary": BoundaryDistance(SEARCH),
+    }
+    robustness = Robustness({"pgd": RobustAccuracy(L2PGD(epsilon=0.5, steps=2))}, samples=6)
+    return [Explain(attributions, metrics, samples=6, batch_size=4), robustness, BortResidual()]
+
+
+def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[Classifier, L.Trainer]:
+    L.seed_everything(1, verbose=False)
+    images, labels = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    loaders = [
+        DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=shuffle) for shuffle in (True, False)
+    ]
+    classifier = Classifier(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), channels=1, classes=3)
+    fitter = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **trainer,
+    )
+    fitter.fit(classifier, *loaders)
+    return classifier, fitter
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+@pytest.mark.parametrize("trainer", [{}, {"val_check_interval": 0.5, "accumulate_grad_batches": 2}])
+def test_weights_and_buffers_are_identical_with_and_without_observers(
+    trainer: dict[str, Any], tmp_path: Any
+) -> None:
+    plain, _ = trained([], tmp_path, **trainer)
+    observed, fitter = trained(observers(), tmp_path, **trainer)
+    assert "explain/boundary_integrated_gradients/closeness/cosine" in fitter.callback_metrics
+    state, other = plain.state_dict(), observed.state_dict()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_the_guard_restores_everything_also_after_an_error() -> None:
+    model = net(1, 3).train()
+    model[4].eval()
+    model[0].weight.requires_grad_(False)
+    state = torch.random.get_rng_state()
+    modes = [module.training for module in model.modules()]
+
+    def look() -> None:
+        with observing(model, seed=3):
+            assert not model[1].training
+            torch.rand(3)
+            model(torch.rand(2, 1, 8, 8))
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        look()
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 7
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+def test_explaining_works_on_tensors_of_inference_mode() -> None:
+    model = net(1, 3).eval()
+    with torch.inference_mode():
+        inputs, target = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+        seen = explain(model, inputs, target, {"saliency": Saliency()}, {"gini": Gini()}, seed=0)
+    assert seen.flat()["explain/saliency/gini"].shape == (4,)
+    assert not seen.maps["saliency"].is_inference()
+
+
+def test_a_search_is_done_once_for_all_who_ask() -> None:
+    model = net(1, 3).eval()
+    looks: list[int] = []
+    model.register_forward_hook(lambda *_: looks.append(1))
+    inputs, target = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    saliency, distance = {"b": BoundarySaliency(SEARCH)}, {"d": BoundaryDistance(SEARCH)}
+
+    def passes(attributions: Any, metrics: Any) -> int:
+        looks.clear()
+        explain(model, inputs, target, attributions, metrics, seed=0)
+        return len(looks)
+
+    search = passes({}, distance) - 1  # one look for the checks of the point
+    assert passes({**saliency, "c": BoundarySaliency(SEARCH)}, distance) == search + 1 + 2

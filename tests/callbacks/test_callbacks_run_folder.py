@@ -1,0 +1,56 @@
+"""The record of a run survives resuming, new columns, and what stops the run."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from lit_xai.callbacks.run_folder import CsvLog, RunFolder, provenance
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_second_logger_appends_and_widens(tmp_path: Path) -> None:
+    CsvLog(tmp_path).log_metrics({"epoch": 0, "loss": 1.5}, step=10)
+    CsvLog(tmp_path).log_metrics({"epoch": 1, "accuracy": 0.5}, step=20)
+    assert rows(tmp_path) == [
+        {"epoch": "0", "step": "10", "loss": "1.5", "accuracy": ""},
+        {"epoch": "1", "step": "20", "loss": "", "accuracy": "0.5"},
+    ]
+
+
+def test_numbers_are_written_in_full(tmp_path: Path) -> None:
+    CsvLog(tmp_path).log_metrics({"x": 0.1 + 0.2}, step=0)
+    assert float(rows(tmp_path)[0]["x"]) == 0.1 + 0.2
+
+
+def test_status_tells_how_a_run_ended(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), current_epoch=2, max_epochs=6, callbacks=[], is_global_zero=True
+    )
+    folder = RunFolder(tmp_path, seed=3)
+
+    def status() -> dict[str, object]:
+        return json.loads((tmp_path / "status.json").read_text())
+
+    folder.on_fit_start(trainer, None)
+    assert status()["state"] == "running"
+    folder.on_train_epoch_end(trainer, None)
+    assert (status()["epoch"], status()["epochs"]) == (3, 6)
+    folder.on_exception(trainer, None, KeyboardInterrupt())
+    assert status()["state"] == "interrupted"
+    folder.on_exception(trainer, None, RuntimeError("out of memory"))
+    assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: out of memory")
+    folder.on_fit_end(trainer, None)
+    assert (status()["state"], status()["error"]) == ("finished", None)
+
+
+def test_provenance_names_versions_machine_and_seed() -> None:
+    said = provenance(seed=7)
+    assert said["seed"] == 7
+    assert said["versions"]["torch"]
+    assert said["machine"]["cores"] >= 1
+    json.dumps(said)
