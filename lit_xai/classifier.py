@@ -58,8 +58,8 @@ class Classifier(L.LightningModule):
         self.objective = CrossEntropy() if objective is None else objective
         self.optimizer = optimizer
         self.schedule = schedule
-        self.accuracy = nn.ModuleDict({s: MulticlassAccuracy(classes, average="micro") for s in _STAGES})
-        self.loss = nn.ModuleDict({stage: MeanMetric() for stage in _STAGES})
+        self.accuracy = MulticlassAccuracy(classes, average="micro")
+        self.loss = MeanMetric()
         self._checked: set[str] = set()
 
     def forward(self, inputs: Images) -> Logits:
@@ -112,10 +112,10 @@ class Classifier(L.LightningModule):
     def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
         inputs, target = self._checked_batch(stage, batch)
         logits = self.model(inputs)
-        self.accuracy[stage].update(logits, target)
-        self.loss[stage].update(nn.functional.cross_entropy(logits, target, reduction="none"))
+        self.accuracy.update(logits, target)
+        self.loss.update(nn.functional.cross_entropy(logits, target, reduction="none"))
         self.log_dict(
-            {f"{stage}/accuracy": self.accuracy[stage], f"{stage}/loss": self.loss[stage]},
+            {f"{stage}/accuracy": self.accuracy, f"{stage}/loss": self.loss},
             on_step=False,
             on_epoch=True,
             batch_size=len(inputs),
@@ -127,9 +127,6 @@ class Classifier(L.LightningModule):
             check_batch(inputs, target, self.channels, self.classes)
             self._checked.add(stage)
         return inputs, target
-
-
-_STAGES = ("val", "test")
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:

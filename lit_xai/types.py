@@ -69,13 +69,15 @@ def check_batch(inputs: Tensor, target: Tensor, channels: int, classes: int) -> 
     )
     require(bool(inputs.isfinite().all()), "pixels must be finite, got NaN or infinity in the first batch.")
     low, high = float(inputs.min()), float(inputs.max())
-    remedy = "divide by 255" if high > 2 and low >= 0 else "leave normalisation to `model.mean` and `model.std`"
+    remedy = (
+        "divide by 255" if high > 2 and low >= 0 else "leave normalisation to `model.mean` and `model.std`"
+    )
     require(
-        0 <= low and high <= 1,
+        low >= 0 and high <= 1,
         f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}] in the first batch: {remedy}.",
     )
     least, most = int(target.min()), int(target.max())
     require(
-        0 <= least and most < classes,
+        least >= 0 and most < classes,
         f"labels must lie in 0..{classes - 1}, got {least}..{most}: set `model.classes`, or mend the data.",
     )

@@ -99,12 +99,12 @@ ATTRIBUTIONS: list[Row] = [
     Row(
         a.BoundaryIntegratedGradients(search=SEARCH, steps=3),
         lambda w, b, x, c: (x - to_boundary(w, b, x, c)) * own(w, b, x, c),
-        tolerance=1e-3,
+        tolerance=1e-4,
     ),
     Row(
         a.BoundaryIntegratedGradients(search=SEARCH, steps=3, score=a.Margin(), rule="midpoint", chunk=4),
         lambda w, b, x, c: (x - to_boundary(w, b, x, c)) * to_rival(w, b, x, c),
-        tolerance=1e-3,
+        tolerance=1e-4,
     ),
     Row(metrics.RandomMap(), draws=True),
     Row(metrics.EdgeMap()),

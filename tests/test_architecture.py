@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +21,12 @@ from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.score import Score
 from lit_xai.metrics.base import VOCABULARY, Metric
 from lit_xai.objectives.base import Objective
+from lit_xai.optim.schedule import Schedule
 
 ROOMS = ("attacks", "attributions", "metrics", "models", "objectives", "optim")
 ROOT = Path(lit_xai.__file__).parent
-MENU = ROOT.parent / "configs" / "explain" / "menu.yaml"
-NOUNS = (Attack, Attribution, Score, Objective, Metric, torch.optim.Optimizer)
+CONFIGS = ROOT.parent / "configs"
+NOUNS = (Attack, Attribution, Score, Objective, Metric, Schedule, torch.optim.Optimizer)
 PROVEN = {Attack: ATTACKS, Attribution: ATTRIBUTIONS, Objective: OBJECTIVES, Metric: METRICS}
 
 
@@ -90,9 +92,10 @@ def test_two_levels_of_class_never_three(room: str, thing: type):
 
 
 @pytest.mark.parametrize(
-    ("room", "thing"), [p for p in ALGORITHMS if issubclass(p.values[1], (Attack, Attribution, Score))]
+    ("room", "thing"),
+    [p for p in ALGORITHMS if issubclass(p.values[1], (Attack, Attribution, Score, Schedule))],
 )
-def test_attacks_attributions_and_scores_are_frozen_dataclasses(room: str, thing: type):
+def test_stateless_algorithms_are_frozen_dataclasses(room: str, thing: type):
     assert dataclasses.is_dataclass(thing)
     assert thing.__dataclass_params__.frozen
     assert thing.__dataclass_params__.eq
@@ -100,26 +103,26 @@ def test_attacks_attributions_and_scores_are_frozen_dataclasses(room: str, thing
 
 @cache
 def menu() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(MENU.read_text())["explain"]
-
-
-def dishes(section: str) -> set[str]:
-    """Short class names under one section of the menu."""
-    entries = (menu()[section] or {}).values()
-    paths = (entry if isinstance(entry, str) else entry["class_path"] for entry in entries)
-    return {path.rsplit(".", 1)[-1] for path in paths}
+    """The entries of the menu; metrics of the model itself may stand in another file, under `robustness`."""
+    parts = yaml.safe_load((CONFIGS / "explain" / "menu.yaml").read_text())["explain"]
+    for path in CONFIGS.rglob("*.yaml"):
+        robustness = (yaml.safe_load(path.read_text()) or {}).get("robustness") or {}
+        parts["metrics"] = {**(robustness.get("metrics") or {}), **parts["metrics"]}
+    return parts
 
 
 @pytest.mark.parametrize(
     ("noun", "room", "thing"), [p for p in ROWED if p.values[0] in (Attribution, Metric)]
 )
 def test_every_attribution_and_metric_is_on_the_menu(noun: type, room: str, thing: type):
-    assert thing.__name__ in dishes("attributions" if noun is Attribution else "metrics")
+    entries = menu()["attributions" if noun is Attribution else "metrics"].values()
+    paths = (entry if isinstance(entry, str) else entry["class_path"] for entry in entries)
+    assert thing.__name__ in {path.rsplit(".", 1)[-1] for path in paths}
 
 
 def test_the_menu_names_its_entries_in_snake_case():
-    names = [*(menu()["attributions"] or {}), *(menu()["metrics"] or {})]
-    assert [name for name in names if name != name.lower() or not name.isidentifier()] == []
+    names = [*menu()["attributions"], *menu()["metrics"]]
+    assert [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*(/[a-z0-9_]+)?", name)] == []
 
 
 @pytest.mark.parametrize("row", METRICS, ids=str)

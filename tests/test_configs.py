@@ -28,7 +28,12 @@ def names(room: str) -> list[str]:
 
 @pytest.mark.parametrize("regime", names("regimes"))
 def test_every_regime_takes_a_step_and_explains_an_epoch(regime: str, tmp_path: Path) -> None:
-    words = [f"--config={BASE}", f"--config={CONFIGS / 'regimes' / regime}", *SMALL, f"--out={tmp_path / 'run'}"]
+    words = [
+        f"--config={BASE}",
+        f"--config={CONFIGS / 'regimes' / regime}",
+        *SMALL,
+        f"--out={tmp_path / 'run'}",
+    ]
     command = Command(words, "fit")
     before = [parameter.clone() for parameter in command.model.parameters()]
     command.trainer.fit(command.model, command.datamodule)

@@ -58,19 +58,25 @@ class Search(Attack):
     def search(self, model: nn.Module, inputs: Images, target: Labels) -> Boundary:
         """Closest boundary point of every image, with what it cost.
 
-        Inside `remembering()`, the same search of the same tensors is done once.
+        Inside `remembering()`, the same search of the same tensors, or of views on all of them, is done once.
         """
         memory = _FOUND.get()
         if memory is None:
             return self.find(model, inputs, target)
-        question = (self, id(model), id(inputs), inputs._version, id(target))
+        question = (self, id(model), _identity(inputs), _identity(target))
         if question not in memory:
-            # The tensors are kept beside the answer, so that their ids cannot be given to others.
+            # Model and tensors are kept beside the answer, so that their places cannot be given to others.
             memory[question] = ((model, inputs, target), self.find(model, inputs, target))
         return memory[question][1]
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         return self.search(model, inputs, target).points
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """What two tensors share exactly if they show the same memory in the same state."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return (tensor.device, tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Norm(abc.ABC):
 
     @abc.abstractmethod
     def steepest(self, gradient: Images) -> Images:
-        """Perturbation of length 1 along which a loss with this gradient rises fastest; 0 where there is none."""
+        """Perturbation of length 1 along which a loss with this gradient rises fastest; 0 for no gradient."""
 
     @abc.abstractmethod
     def start(
@@ -63,20 +63,21 @@ class Linf(Norm):
 class L2(Norm):
     """Euclidean length: sqrt(sum_i delta_i^2).
 
-    The start has a direction drawn evenly from the sphere and a radius drawn evenly from (0, epsilon): it lies
-    closer to the image than a point drawn evenly from the ball.
+    The start has a direction drawn evenly from the sphere and a radius drawn evenly from (0, epsilon): it
+    lies closer to the image than a point drawn evenly from the ball.
 
     Source: Madry et al. 2018, arXiv 1706.06083; the start of Engstrom et al. 2019, `robustness` library.
     """
 
     def length(self, delta: Images) -> Scores:
-        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
 
     def project(self, delta: Images, epsilon: float) -> Images:
         return delta * _column(epsilon / self.length(delta).clamp(min=epsilon))
 
     def steepest(self, gradient: Images) -> Images:
-        # Dividing by the peak first keeps the squares of a tiny gradient from underflowing: no absolute floor.
+        # Dividing by the peak first keeps the squares of a tiny gradient from vanishing: no absolute floor.
         peak = Linf().length(gradient)
         scaled = gradient / _column(torch.where(peak > 0, peak, 1.0))
         length = self.length(scaled)

@@ -1,6 +1,6 @@
 """Projected gradient ascent on the cross entropy: the worst neighbour within a budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -25,24 +25,21 @@ class FGSM(Attack):
         step_size: Length of the step in pixel units, above 0; `epsilon` by default.
         random_start: Whether to step from a random point of the ball.
 
-    Source: Goodfellow et al. 2015, arXiv 1412.6572, section 4; with a random start and `step_size` 1.25 epsilon
-    it is the attack of Wong et al. 2020, arXiv 2001.03994, algorithm 3.
+    Source: Goodfellow et al. 2015, arXiv 1412.6572, section 4; with a random start and a `step_size` of 1.25
+    epsilon it is the attack of Wong et al. 2020, arXiv 2001.03994, algorithm 3.
     """
 
     epsilon: Epsilon
-    norm: Norm = Linf()
+    norm: Norm = field(default_factory=Linf)
     step_size: Epsilon | None = None
     random_start: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(epsilon=self.epsilon, step_size=self._step)
-
-    @property
-    def _step(self) -> float:
-        return self.epsilon if self.step_size is None else self.step_size
+        _check(self.epsilon, 1, self.step_size)
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        return ascend(model, inputs, target, self.norm, self.epsilon, 1, self._step, self.random_start)
+        step_size = self.epsilon if self.step_size is None else self.step_size
+        return ascend(model, inputs, target, self.norm, self.epsilon, 1, step_size, self.random_start)
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,11 @@ class LinfPGD(Attack):
     random_start: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least(1, steps=self.steps)
-        require_positive(epsilon=self.epsilon, step_size=self._step)
-
-    @property
-    def _step(self) -> float:
-        return 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        _check(self.epsilon, self.steps, self.step_size)
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        return ascend(model, inputs, target, Linf(), self.epsilon, self.steps, self._step, self.random_start)
+        step_size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        return ascend(model, inputs, target, Linf(), self.epsilon, self.steps, step_size, self.random_start)
 
 
 @dataclass(frozen=True)
@@ -98,15 +91,11 @@ class L2PGD(Attack):
     random_start: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least(1, steps=self.steps)
-        require_positive(epsilon=self.epsilon, step_size=self._step)
-
-    @property
-    def _step(self) -> float:
-        return 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        _check(self.epsilon, self.steps, self.step_size)
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        return ascend(model, inputs, target, L2(), self.epsilon, self.steps, self._step, self.random_start)
+        step_size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        return ascend(model, inputs, target, L2(), self.epsilon, self.steps, step_size, self.random_start)
 
 
 def ascend(
@@ -134,6 +123,13 @@ def ascend(
         delta = norm.project(points + step_size * norm.steepest(gradient) - inputs, epsilon)
         points = (inputs + delta).clamp(0, 1)
     return points
+
+
+def _check(epsilon: float, steps: int, step_size: float | None) -> None:
+    require_positive(epsilon=epsilon)
+    require_at_least(1, steps=steps)
+    if step_size is not None:
+        require_positive(step_size=step_size)
 
 
 def _loss_gradient(model: nn.Module, points: Images, target: Labels) -> Images:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lit_xai.attacks.base import Search
+from lit_xai.attacks.boundary import DDN
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.gradient import Saliency
 from lit_xai.attributions.path import IntegratedGradients, Rule, integrate, require_path
@@ -47,7 +48,7 @@ class BoundarySaliency(Attribution):
     Deviates: NaN where no boundary point was found; the released code explains a point that does not flip.
     """
 
-    search: Search
+    search: Search = field(default_factory=DDN)
     score: Score = field(default_factory=Logit)
 
     @property
@@ -81,7 +82,7 @@ class BoundaryIntegratedGradients(Attribution):
     Deviates: NaN where no boundary point was found; weights that add up to 1, unless `rule="official"`.
     """
 
-    search: Search
+    search: Search = field(default_factory=DDN)
     steps: int = 32
     score: Score = field(default_factory=Logit)
     rule: Rule = "trapezoid"

@@ -1,9 +1,11 @@
 """How bounded and orthogonal the layers are."""
 
+from typing import Any
+
 import lightning as L
 from torch import nn
 
-from lit_xai.optim.bort import residual
+from lit_xai.optim.bort import Amplitude, residual
 
 
 class BortResidual(L.Callback):
@@ -18,10 +20,10 @@ class BortResidual(L.Callback):
     Source: Zhang et al. 2023, arXiv 2212.09062, section 3 (the two constraints).
     """
 
-    def __init__(self, amplitude: float | str = "ada") -> None:
+    def __init__(self, amplitude: Amplitude = "ada") -> None:
         self.amplitude = amplitude
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
         for name, module in pl_module.model.named_modules():

@@ -5,10 +5,11 @@ from typing import Literal
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_xai.attributions.base import Attribution
 from lit_xai.callbacks import gallery, mirror
-from lit_xai.callbacks.probe import Probe, Table
+from lit_xai.callbacks.probe import Probe, Table, fitting
 from lit_xai.metrics.base import Metric
 from lit_xai.types import require_at_least
 
@@ -48,9 +49,7 @@ class Explain(Probe):
         pictures_every_n_epochs: int = 0,
     ) -> None:
         require_at_least(0, pictures=pictures, pictures_every_n_epochs=pictures_every_n_epochs)
-        super().__init__(
-            attributions, metrics, samples, batch_size, every_n_epochs, seed, target, pictures
-        )
+        super().__init__(attributions, metrics, samples, batch_size, every_n_epochs, seed, target, pictures)
         self.pictures_every_n_epochs = pictures_every_n_epochs
 
     def keep(self, trainer: L.Trainer, table: Table, pictures: Table) -> None:
@@ -58,8 +57,8 @@ class Explain(Probe):
             return
         folder = Path(trainer.default_root_dir) / "explanations"
         folder.mkdir(parents=True, exist_ok=True)
-        stage = "epoch" if trainer.state.fn == "fit" else str(trainer.state.fn)
-        stem = folder / f"{stage}_{trainer.current_epoch:03d}"
+        name = f"epoch_{trainer.current_epoch:03d}" if fitting(trainer) else TrainerFn(trainer.state.fn).value
+        stem = folder / name
         arrays = {"probe_ids" if key == "ids" else f"scores/{key}": rows for key, rows in table.items()}
         if self._pictured(trainer) and len(pictures["ids"]):
             arrays |= pictures
@@ -69,5 +68,5 @@ class Explain(Probe):
 
     def _pictured(self, trainer: L.Trainer) -> bool:
         epoch, every = trainer.current_epoch, self.pictures_every_n_epochs
-        ends = epoch == 0 or trainer.state.fn != "fit" or epoch == (trainer.max_epochs or 0) - 1
+        ends = epoch == 0 or not fitting(trainer) or epoch == (trainer.max_epochs or 0) - 1
         return ends or bool(every and epoch % every == 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -34,20 +35,18 @@ def photograph(image: NDArray[np.floating]) -> Pixels:
     return np.round(np.clip(rgb, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
-def sheets(pictures: Mapping[str, NDArray[np.floating]]) -> dict[str, list[Pixels]]:
+def sheets(pictures: Mapping[str, NDArray[Any]]) -> dict[str, list[Pixels]]:
     """Pictures by name: the inputs, and the maps of each attribution."""
-    painted = {
-        name: [paint(map_)[0] for map_ in pictures[f"maps/{name}"]] for name in attributions(pictures)
-    }
+    painted = {name: [paint(map_)[0] for map_ in pictures[f"maps/{name}"]] for name in attributions(pictures)}
     return {"inputs": [photograph(image) for image in pictures["inputs"]], **painted}
 
 
-def attributions(pictures: Mapping[str, NDArray[np.floating]]) -> list[str]:
+def attributions(pictures: Mapping[str, NDArray[Any]]) -> list[str]:
     """Names of the attributions that have maps."""
     return [key.removeprefix("maps/") for key in pictures if key.startswith("maps/")]
 
 
-def save(path: Path, pictures: Mapping[str, NDArray[np.floating]], title: str = "") -> None:
+def save(path: Path, pictures: Mapping[str, NDArray[Any]], title: str = "") -> None:
     """Write one PNG: a row per image, a column per attribution, the input first.
 
     Args:

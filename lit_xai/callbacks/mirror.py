@@ -4,7 +4,6 @@ The folder is the record. The mirror never asks a question, and no failure of it
 """
 
 import os
-import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +58,9 @@ class WandbMirror(Logger):
         def send(run: Any) -> None:
             import wandb
 
-            shown = {f"maps/{name}": [wandb.Image(image) for image in images] for name, images in sheets.items()}
+            shown = {
+                f"maps/{name}": [wandb.Image(image) for image in images] for name, images in sheets.items()
+            }
             run.log({**shown, "trainer/global_step": step})
 
         self._try(send)
@@ -74,9 +75,7 @@ class WandbMirror(Logger):
         if not self._alive:
             return
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                action(self._start())
+            action(self._start())
         except Exception as error:  # whatever it is, training goes on without the mirror
             self._alive = False
             rank_zero_warn(f"Weights & Biases failed and is off for the rest of this run: {error}")
@@ -92,10 +91,12 @@ class WandbMirror(Logger):
                 rank_zero_warn(f"Weights & Biases cannot be reached, going on offline: {error}")
                 mode, self._run = "offline", self._open("offline")
             if mode == "offline":
-                rank_zero_info(f"Weights & Biases is offline; to send this run: wandb sync {self._run.dir}/..")
+                rank_zero_info(
+                    f"Weights & Biases is offline; to send this run: wandb sync {self._run.dir}/.."
+                )
         return self._run
 
-    def _open(self, mode: str) -> Any:
+    def _open(self, mode: Any) -> Any:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,7 +18,6 @@ from lit_xai.attributions.base import Attribution
 from lit_xai.metrics.base import Metric
 from lit_xai.observe import MODEL, about_model, explain, log_key, observing
 from lit_xai.types import Images, Labels, Masks, check_batch, require, require_at_least
-
 
 Table = Mapping[str, np.ndarray]
 
@@ -88,7 +88,7 @@ class Probe(L.Callback, abc.ABC):
         Args:
             trainer: Knows epoch, rank and run.
             table: Scores by log key, one row per image of the probe, and their `ids`.
-            pictures: For the first `pictures` images: `ids, inputs, target, prediction` and `maps/<attribution>`.
+            pictures: The first `pictures` images: `ids, inputs, target, prediction`, `maps/<attribution>`.
         """
 
     def quantities(self) -> dict[str, dict[str, Any]]:
@@ -131,7 +131,7 @@ class Probe(L.Callback, abc.ABC):
     def _due(self, trainer: L.Trainer) -> bool:
         epoch = trainer.current_epoch
         last = trainer.max_epochs is not None and epoch == trainer.max_epochs - 1
-        return trainer.state.fn != "fit" or epoch % self.every_n_epochs == 0 or last
+        return not fitting(trainer) or epoch % self.every_n_epochs == 0 or last
 
     def _pairs(self) -> list[tuple[str, str]]:
         """Every (attribution, metric) that is scored; metrics of the model under `MODEL`."""
@@ -148,7 +148,7 @@ class Probe(L.Callback, abc.ABC):
         share, model = self.share(trainer, pl_module), pl_module.model
         tables: list[dict[str, Tensor]] = []
         pictures: list[dict[str, Tensor]] = []
-        for rows in torch.arange(len(share.ids)).split(self.batch_size):
+        for rows in torch.split(torch.arange(len(share.ids)), self.batch_size):
             inputs, target, ids = share.inputs[rows], share.target[rows], share.ids[rows]
             mask = None if share.mask is None else share.mask[rows]
             with observing(model, self.seed), torch.no_grad():
@@ -184,12 +184,18 @@ def gather(parts: Sequence[Mapping[str, Tensor]]) -> Table:
     return {key: np.concatenate([table[key] for table in filled])[order] for key in filled[0]}
 
 
+def fitting(trainer: L.Trainer) -> bool:
+    """Whether the trainer is in `fit`, as opposed to a verb that looks at finished weights."""
+    return trainer.state.fn == TrainerFn.FITTING
+
+
 def refuse_sharded(trainer: L.Trainer) -> None:
     """Refuse strategies that spread one weight over processes: attributions read whole weights."""
     name = type(trainer.strategy).__name__
     require(
         not any(kind in name for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
-        f"explaining needs whole weights on each device, and {name} splits them: use `--trainer.strategy ddp`.",
+        f"explaining needs whole weights on each device, and {name} splits them: "
+        "use `--trainer.strategy ddp`.",
     )
 
 
@@ -197,7 +203,9 @@ def _read(trainer: L.Trainer, pl_module: Any, samples: int, seed: int, pictures:
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     loader: Any = loaders[0] if isinstance(loaders, Sequence) else loaders
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
-        raise TypeError("the probe is read by index: validation data must be a DataLoader over a map-style set.")
+        raise TypeError(
+            "the probe is read by index: validation data must be a DataLoader over a map-style set."
+        )
     dataset: Any = loader.dataset
     require(len(dataset) > 0, "the probe is empty: the validation set has no images; give it some.")
     generator = torch.Generator().manual_seed(seed)

@@ -35,7 +35,7 @@ class Robustness(Probe):
         for name, metric in metrics.items():
             require(
                 about_model(metric),
-                f"`{name}` needs an attribution: name it under `explain.metrics`, not under `robustness.metrics`.",
+                f"`{name}` needs an attribution: name it under `explain.metrics`, not here.",
             )
         super().__init__({}, metrics, samples, batch_size, every_n_epochs, seed, target="label")
 

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_xai.callbacks.probe import Probe
+from lit_xai.callbacks.probe import Probe, fitting
 
 PACKAGES = ("lit-xai", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "captum", "wandb")
 
@@ -48,7 +48,9 @@ class RunFolder(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._status(trainer, "finished")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         said = f"{type(exception).__name__}: {exception}"
         self._status(trainer, "interrupted" if stopped else "failed", error=said)
@@ -56,7 +58,7 @@ class RunFolder(L.Callback):
     def _status(
         self, trainer: L.Trainer, state: str, done: int | None = None, error: str | None = None
     ) -> None:
-        if trainer.state.fn != "fit":
+        if not fitting(trainer):
             return
         status = {
             "state": state,
@@ -156,7 +158,9 @@ def installed(package: str) -> str | None:
 
 def _git_state() -> dict[str, Any] | None:
     def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}

@@ -34,11 +34,15 @@ def main(words: Sequence[str]) -> int:
     command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], "certify")
     classifier = command.model.to(pick_device(options.device))
     load_weights(classifier, weights)
-    sigma = options.sigma or getattr(classifier.objective, "sigma", None)
-    require(sigma is not None, "`--sigma` is needed: the objective of this run was not trained with noise.")
+    trained = getattr(classifier.objective, "sigma", None)
+    require(
+        bool(options.sigma or trained),
+        "`--sigma` is needed: the objective of this run was not trained with noise.",
+    )
+    sigma = float(options.sigma or trained or 0)
 
     terms = {
-        "sigma": float(sigma),
+        "sigma": sigma,
         "samples": options.samples,
         "selection": options.selection,
         "alpha": options.alpha,
@@ -52,7 +56,7 @@ def main(words: Sequence[str]) -> int:
     dataset, collate = _data(command, options.split)
     wanted = range(0, len(dataset), max(1, len(dataset) // options.images))[: options.images]
     todo = [index for index in wanted if index not in {row["idx"] for row in read(path)}]
-    smoothed = Smoothed(classifier.model, sigma=float(sigma))
+    smoothed = Smoothed(classifier.model, sigma=sigma)
     with Progress(transient=True) as progress, path.open("a", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         if file.tell() == 0:
@@ -73,11 +77,20 @@ def main(words: Sequence[str]) -> int:
                 said, radius = int(found.label[row]), float(found.radius[row])
                 count = int(found.count[row])
                 writer.writerow(
-                    [index, label, said, repr(radius), int(said == label), f"{seconds:.4g}", count, options.samples]
+                    [
+                        index,
+                        label,
+                        said,
+                        repr(radius),
+                        int(said == label),
+                        f"{seconds:.4g}",
+                        count,
+                        options.samples,
+                    ]
                 )
             file.flush()
             progress.advance(bar, len(ids))
-    _report(read(path), float(sigma), path)
+    _report(read(path), sigma, path)
     return 0
 
 
@@ -142,18 +155,28 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-xai certify",
         allow_abbrev=False,
-        description="Certify the smoothed classifier of a run (Cohen et al. 2019). A second call goes on where "
-        "the first one stopped. Further options override the run's configuration.",
+        description="Certify the smoothed classifier of a run (Cohen et al. 2019). A second call goes on "
+        "where the first one stopped. Further options override the run's configuration.",
     )
     add_run_options(parser)
     parser.add_argument("--sigma", type=float, help="noise in pixel units (default: as trained with)")
-    parser.add_argument("--samples", type=int, default=10_000, help="noise draws for the bound (default: 10000)")
-    parser.add_argument("--selection", type=int, default=100, help="draws that choose the class (default: 100)")
-    parser.add_argument("--alpha", type=float, default=0.001, help="failure probability per image (default: 0.001)")
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="noise draws for the bound (default: 10000)"
+    )
+    parser.add_argument(
+        "--selection", type=int, default=100, help="draws that choose the class (default: 100)"
+    )
+    parser.add_argument(
+        "--alpha", type=float, default=0.001, help="failure probability per image (default: 0.001)"
+    )
     parser.add_argument("--images", type=int, default=100, help="images, evenly spaced (default: 100)")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="which images (default: test)")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="test", help="which images (default: test)"
+    )
     parser.add_argument("--batch_size", type=int, default=10, help="images between two writes (default: 10)")
-    parser.add_argument("--chunk", type=int, default=1000, help="noisy copies that pass at once (default: 1000)")
+    parser.add_argument(
+        "--chunk", type=int, default=1000, help="noisy copies that pass at once (default: 1000)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="fixes the noise (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     return parser

@@ -1,6 +1,7 @@
 """`lit-xai doctor`: whether this machine is fit for a run."""
 
 import argparse
+import importlib
 import os
 import platform
 import sys
@@ -41,9 +42,7 @@ def versions() -> Iterator[Finding]:
     if (found["jsonargparse"] or "4").split(".")[0] >= "5":
         yield "bad", "jsonargparse", "5 drops calls that lightning 2.6 makes: install one below 5"
     try:
-        import torchvision.ops  # fails where torchvision was built for another torch
-
-        torchvision.ops.nms
+        importlib.import_module("torchvision.ops")  # fails where it was built for another torch
     except Exception as error:
         yield "bad", "torch + torchvision", f"do not belong together ({error}): install both in one command"
 
@@ -66,16 +65,24 @@ def mirror() -> Iterator[Finding]:
     from lit_xai.callbacks.mirror import resolve
 
     mode = resolve("auto")
-    yield "fine", "Weights & Biases", {
-        "online": "online: credentials were found",
-        "offline": "offline: kept in the run folder; `wandb sync` sends it later",
-        "disabled": "disabled by WANDB_MODE",
-    }.get(mode, mode)
+    yield (
+        "fine",
+        "Weights & Biases",
+        {
+            "online": "online: credentials were found",
+            "offline": "offline: kept in the run folder; `wandb sync` sends it later",
+            "disabled": "disabled by WANDB_MODE",
+        }.get(mode, mode),
+    )
 
 
 def folders(out: Path) -> Iterator[Finding]:
     """Whether runs and temporary files can be written."""
     for subject, folder in (("run folder", out), ("temporary files", Path(tempfile.gettempdir()))):
         nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-        fits = os.access(nearest, os.W_OK) and nearest.is_dir()
+        try:
+            tempfile.TemporaryFile(dir=nearest).close()
+            fits = True
+        except OSError:
+            fits = False
         yield "fine" if fits else "bad", subject, f"{folder} {'can' if fits else 'cannot'} be written"

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from lit_xai.callbacks import gallery
 from lit_xai.cli.runs import add_run_options, checkpoint_of, config_of, load_weights
 from lit_xai.cli.trainer import Command, prepare, quiet
+from lit_xai.data.decode import decode, fit
 from lit_xai.observe import explain, observing
 from lit_xai.types import check_batch, require, require_at_least
 
@@ -32,7 +31,10 @@ def main(words: Sequence[str]) -> int:
     classifier = command.model.to(pick_device(options.device))
     load_weights(classifier, weights)
     attributions = dict(command.config_init.explain.attributions)
-    require(bool(attributions), "`explain.attributions` of this run is empty: name some, e.g. `--config MENU.yaml`.")
+    require(
+        bool(attributions),
+        "`explain.attributions` of this run is empty: name some, e.g. `--config MENU.yaml`.",
+    )
 
     inputs, target, names = _read(command, options)
     check_batch(inputs, torch.zeros(1, dtype=torch.int64), classifier.channels, classifier.classes)
@@ -46,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     for sheet, first in enumerate(sheets):
         rows = {key: value[first : first + PER_SHEET] for key, value in pictures.items()}
         gallery.save(out / f"maps_{sheet:03d}.png", rows)
-    print(f"{len(names)} images x {len(attributions)} attributions: {out}/maps.npz and {len(sheets)} sheets beside it")
+    print(f"{len(names)} images x {len(attributions)} attributions: {out}/maps.npz and {len(sheets)} sheets")
     return 0
 
 
@@ -54,7 +56,9 @@ def _explained(
     classifier: Any, inputs: Tensor, target: Tensor | None, attributions: dict[str, Any], options: Any
 ) -> Iterator[dict[str, Any]]:
     model, device = classifier.model, classifier.device
-    for rows in track(torch.arange(len(inputs)).split(options.batch_size), "explaining", transient=True):
+    for rows in track(
+        torch.split(torch.arange(len(inputs)), options.batch_size), "explaining", transient=True
+    ):
         batch = inputs[rows].to(device)
         with observing(model, options.seed), torch.no_grad():
             prediction = model(batch).argmax(1)
@@ -77,29 +81,17 @@ def _read(command: Any, options: Any) -> tuple[Tensor, Tensor | None, list[str]]
         return batch[0], batch[1], [f"validation {index}" for index in range(count)]
     channels, height, width = batch[0].shape[1:]
     # All files are read before the first is explained: a broken one costs nothing.
-    images = torch.stack([read_image(path, channels, (height, width)) for path in options.images])
+    require(
+        height == width, f"image files become squares, but the images of this run are {height} x {width}."
+    )
+    files = (fit(decode(path, f"image {path}", channels), height) for path in options.images)
+    images = torch.stack(list(files)).to(torch.float32) / 255
     fixed = None if options.target is None else torch.full((len(images),), options.target)
     require(
         options.target is None or 0 <= options.target < command.model.classes,
         f"`--target` must lie in 0..{command.model.classes - 1}, got {options.target}.",
     )
     return images, fixed, [str(path) for path in options.images]
-
-
-def read_image(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
-    """One image file as pixels in [0, 1]: shorter side resized, centre cropped, grey or colour as the model is.
-
-    Raises:
-        ValueError: The file is absent or is not an image; the message names it.
-    """
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from None
-    resized = transforms.resize(transforms.to_image(picture), [min(size)], antialias=True)
-    cropped: Tensor = transforms.center_crop(resized, list(size))
-    return cropped.to(torch.float32) / 255
 
 
 def pick_device(name: str) -> torch.device:
@@ -116,8 +108,12 @@ def _options() -> argparse.ArgumentParser:
         "e.g. --config configs/explain/menu.yaml.",
     )
     add_run_options(parser)
-    parser.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="image files instead of validation images")
-    parser.add_argument("--target", type=int, help="class to explain in image files (default: the predicted one)")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", metavar="PATH", help="image files instead of validation images"
+    )
+    parser.add_argument(
+        "--target", type=int, help="class to explain in image files (default: the predicted one)"
+    )
     parser.add_argument("--samples", type=int, default=16, help="validation images (default: 16)")
     parser.add_argument("--batch_size", type=int, default=32, help="images at a time (default: 32)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: explanations/ in the run folder")

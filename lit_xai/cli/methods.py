@@ -14,10 +14,14 @@ ROOMS = ("attributions", "attacks", "objectives", "optim", "metrics", "models")
 
 def main(words: Sequence[str]) -> int:
     """Print every public class and function of the rooms."""
-    parser = argparse.ArgumentParser(prog="lit-xai methods", description="List what there is, with its source.")
+    parser = argparse.ArgumentParser(
+        prog="lit-xai methods", description="List what there is, with its source."
+    )
     parser.add_argument("room", nargs="*", choices=[*ROOMS, []], help="one or more rooms (default: all)")
     chosen = parser.parse_args(list(words)).room or ROOMS
     console = Console()
+    if not console.is_terminal:
+        console.width = 400  # a line each, for a pager or a search
     for room in chosen:
         table = Table(title=room, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
         for column in ("name", "what it is", "source"):
@@ -34,7 +38,7 @@ def described(room: str) -> Iterator[tuple[str, str, str]]:
     module = importlib.import_module(f"lit_xai.{room}")
     for name in sorted(module.__all__):
         thing = getattr(module, name)
-        if not callable(thing) or inspect.isabstract(thing):
+        if not callable(thing) or inspect.isabstract(thing) or getattr(thing, "_is_protocol", False):
             continue
         text = inspect.getdoc(thing) or ""
         sentence = " ".join(text.split("\n\n")[0].split())

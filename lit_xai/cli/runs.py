@@ -21,7 +21,9 @@ def chosen_run(command: str, words: Sequence[str]) -> tuple[Path, Path, list[str
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """`--run` and `--checkpoint`, alike in every command that reads a run."""
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder, as `fit --out` made it")
+    parser.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="run folder, as `fit --out` made it"
+    )
     parser.add_argument(
         "--checkpoint", default="last", metavar="last|best|FILE", help="weights to take (default: last)"
     )
@@ -42,7 +44,7 @@ def checkpoint_of(run: Path, which: str) -> Path:
     there = sorted(file.name for file in (run / "checkpoints").glob("*.ckpt"))
     require(
         path.is_file(),
-        f"checkpoint {path} does not exist: {f'there are {there}' if there else 'no epoch was finished yet'}.",
+        f"checkpoint {path} does not exist: {f'there are {there}' if there else 'no epoch is done'}.",
     )
     return path
 
@@ -58,10 +60,12 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint of plain tensors: {said[:160]}") from None
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    require(isinstance(state, dict), f"{path} is not a checkpoint of `lit-xai fit`: it has no `state_dict`.")
+    require(
+        isinstance(content, dict) and isinstance(content.get("state_dict"), dict),
+        f"{path} is not a checkpoint of `lit-xai fit`: it has no `state_dict`.",
+    )
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         raise ValueError(

@@ -9,7 +9,9 @@ from lit_xai import study
 
 def main(words: Sequence[str]) -> int:
     """`run PLAN` trains what is not done yet and reports; `report PLAN` reports on what is there."""
-    parser = argparse.ArgumentParser(prog="lit-xai study", description="Train from a plan, report on what is done.")
+    parser = argparse.ArgumentParser(
+        prog="lit-xai study", description="Train from a plan, report on what is done."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in (
         ("run", "train what is not done yet, each run as its own process; then report"),

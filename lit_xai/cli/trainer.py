@@ -28,7 +28,7 @@ KEYS_OF_A_RUN = ("resume", "config")  # said on the command line, not part of wh
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of after a page of usage."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> Any:
         raise Refusal(in_one_line(message, self))
 
 
@@ -53,7 +53,9 @@ class Command(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--out", type=str, default="runs/latest", help="Run folder, the record of the run.")
+        parser.add_argument(
+            "--out", type=str, default="runs/latest", help="Run folder, the record of the run."
+        )
         parser.add_argument(
             "--resume", type=bool, default=False, help="Go on from the last finished epoch in `out`, if any."
         )
@@ -136,7 +138,8 @@ def fit(command: Command) -> int:
     resume = bool(command.config.resume) and last.exists()
     require(
         resume or not last.exists(),
-        f"`out` {command.out} already holds a run: add `--resume true` to go on with it, or choose another folder.",
+        f"`out` {command.out} already holds a run: add `--resume true` to go on with it, "
+        "or choose another folder.",
     )
     prepare(command.out, command.yaml)
     trainer = command.trainer
@@ -183,18 +186,30 @@ def prepare(out: Path, yaml: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(yaml)
     except OSError as error:
-        raise ValueError(f"`out` {out} cannot be written ({error.strerror}): choose another folder.") from None
+        raise ValueError(
+            f"`out` {out} cannot be written ({error.strerror}): choose another folder."
+        ) from None
 
 
 def quiet() -> None:
     """Silence what every run says and nobody can act on."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_TIPS))
     for text in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", text)
 
 
-_TIPS = ("GPU available", "TPU available", "HPU available", "\U0001f4a1", "💡", "`Trainer.fit` stopped", "Using default", "Loading `train")
+_TIPS = (
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "\U0001f4a1",
+    "💡",
+    "`Trainer.fit` stopped",
+    "Using default",
+    "Loading `train",
+    "Seed set",
+)
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # data of the small sets lie in memory
     ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant

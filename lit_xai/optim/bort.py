@@ -120,7 +120,7 @@ class BortSGD(SGD):
         for group in self.param_groups:
             for parameter, gradient, pull in _corrections(group):
                 plain.append((parameter, gradient))
-                parameter.grad = gradient.add(pull, alpha=group["gamma"])
+                parameter.grad = torch.add(gradient, pull, alpha=group["gamma"], out=pull)
         _step(SGD, self)
         for parameter, gradient in plain:
             parameter.grad = gradient
@@ -231,7 +231,9 @@ def _corrections(group: dict[str, Any], decay: float = 0.0) -> Iterator[tuple[nn
             rows = parameter.flatten(1)
             alike[rows.shape, rows.dtype, rows.device].append((parameter, rows))
     for members in alike.values():
-        weights = torch.stack([rows for _, rows in members]).mul_(1 - decay)
+        weights = torch.stack([rows for _, rows in members])
+        if decay:
+            weights.mul_(1 - decay)
         pulls = correction(weights, group["amplitude"], group["penalty"])
         for (parameter, _), pull in zip(members, pulls, strict=True):
             yield parameter, parameter.grad, pull.reshape(parameter.shape)
@@ -247,4 +249,4 @@ def _call(closure: Callable[[], Any] | None) -> Any:
 
 def _step(base: type[Optimizer], optimizer: Optimizer) -> None:
     """The plain step of the base class, without the hooks that torch has already called around ours."""
-    base.step(optimizer)
+    inspect.unwrap(base.step, stop=lambda step: not getattr(step, "hooked", False))(optimizer)

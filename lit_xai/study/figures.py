@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from lit_xai.study.record import Curve, Record, in_order
+from lit_xai.study.record import Curve, Record
 from lit_xai.study.tables import CONTROL, Cell, Column, Study, arrow, words
 
 Figure: TypeAlias = Any  # plotly.graph_objects.Figure: plotly is imported when a figure is made
@@ -250,24 +250,28 @@ def point_text(robustness: Column, quality: Column) -> str:
     return f"%{{text}}<br>{labels[0]}: %{{customdata[0]}}<br>{labels[1]}: %{{customdata[1]}}<extra></extra>"
 
 
-def residuals(study: Study, regime: str) -> Figure | None:
-    """Bort's residual of each layer over epochs, mean over seeds: early layers pale, late layers full."""
-    layers = in_order(key for r in study.of(regime) for key in r.curves if key.startswith("bort/"))
-    if not layers:
-        return None
-    figure = blank("epoch", "residual ↓")
-    hue = colour(study, regime)
-    for index, key in enumerate(layers):
-        column = Column(key)
-        own = {record.name: column.curve(record) for record in study.of(regime)}
-        share = (index + 1) / len(layers)
-        name = key.removeprefix("bort/").removesuffix("/residual")
-        mark = SYMBOLS[index % len(SYMBOLS)]
-        add_spread(figure, name, blend(hue, share), mark, own, column)
-    values = [v for r in study.of(regime) for k in layers for v in r.curves.get(k, {}).values()]
-    if min(values, default=0) > 0 and max(values) > 20 * min(values):
-        figure.update_yaxes(type="log", dtick="D2")
-    return whole_epochs(figure, study)
+def residuals(study: Study) -> dict[str, Figure]:
+    """Bort's residual of each layer over epochs, by regime, on one scale; early layers are pale."""
+    layers = [Column(key) for key in study.log_keys() if key.startswith("bort/")]
+    values = [v for r in study.used for c in layers for v in c.curve(r).values() if math.isfinite(v)]
+    wide = bool(values) and 0 < 20 * min(values) < max(values)
+    made = {}
+    for regime in study.regimes:
+        figure = blank("epoch", "residual ↓")
+        for index, column in enumerate(layers):
+            own = {record.name: column.curve(record) for record in study.of(regime)}
+            hue = blend(colour(study, regime), (index + 1) / len(layers))
+            name = column.key.removeprefix("bort/").removesuffix("/residual")
+            add_spread(figure, name, hue, SYMBOLS[index % len(SYMBOLS)], own, column)
+        if wide:
+            ends = [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1]
+            figure.update_yaxes(type="log", dtick="D2", range=ends)
+        elif values:
+            room = 0.06 * (max(values) - min(values)) or 0.01
+            figure.update_yaxes(range=[min(values) - room, max(values) + room])
+        if figure.data:
+            made[regime] = whole_epochs(figure, study)
+    return made
 
 
 def blend(hue: str, share: float) -> str:

@@ -186,7 +186,7 @@ def flags_of_runs(study: Study) -> Iterator[Flag]:
                 "The differences between them may come from there. The provenance below says who has what.",
             )
     for record in study.records:
-        for problem in record.problems if record.state != "missing" else ():
+        for problem in record.problems if record.curves or record.state == "finished" else ():
             yield Flag(f"{record.name}: {problem}", "What rests on it is left out.", (record.regime,))
 
 
@@ -236,7 +236,7 @@ def flags_of_maps(study: Study) -> Iterator[Flag]:
         "zero": (
             0.0,
             "of the maps are zero everywhere",
-            "A zero map still gets a score. Look at the gallery.",
+            "A zero map still gets a score. Images that the model gets wrong have zero boundary maps.",
         ),
         "nonfinite": (0.0, "of the maps hold NaN or infinity", "Their scores are left out of the mean."),
         "missing": (

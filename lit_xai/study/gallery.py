@@ -3,6 +3,7 @@
 import base64
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ MOST_IMAGES = 8
 MOST_PIXELS = 8_000_000  # over all maps of the page
 NEGATIVE, MIDDLE, POSITIVE = (33, 86, 165), (247, 247, 245), (190, 39, 45)  # blue, white, red
 UNKNOWN = (150, 150, 150)  # where a map is not finite
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 STEPS = 127  # shades on each side of zero
 
 
@@ -136,15 +138,16 @@ def gallery(study: Study) -> Gallery | None:
         study: The runs; their files of the first and of the last epoch that all regimes have are shown.
     """
     problems: list[str] = []
-    chosen = [next((r for r in study.of(regime) if r.pictures), None) for regime in study.regimes]
+    drawn = {record.name: pictured(record) for record in study.used}
+    chosen = [next((r for r in study.of(regime) if drawn[r.name]), None) for regime in study.regimes]
     records = [record for record in chosen if record is not None]
-    epochs = common([list(record.pictures) for record in records])
+    epochs = common([drawn[record.name] for record in records])
     books: dict[tuple[str, int], Pictures] = {}
     for epoch in sorted({min(epochs), max(epochs)}, reverse=True) if epochs else []:
         for record in records:
             try:
                 books[record.name, epoch] = read_pictures(record.pictures[epoch])
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except UNREADABLE as error:
                 problems.append(f"{record.name}, epoch {epoch}: {record.pictures[epoch].name}: {error}")
     shared = common([book.ids for book in books.values()])
     if not shared:
@@ -160,6 +163,20 @@ def gallery(study: Study) -> Gallery | None:
     first = next(iter(books.values()))
     thumbs = [picture(first.inputs[first.ids.index(image)]) for image in ids]
     return Gallery(methods, ids, thumbs, shown, panels, len(shared), problems)
+
+
+def pictured(record: Record) -> list[int]:
+    """Epochs whose file holds maps beside its scores, or cannot be read: so that this is said."""
+    epochs = []
+    for epoch, path in record.pictures.items():
+        try:
+            with zipfile.ZipFile(path) as file:
+                if "inputs.npy" not in file.namelist():
+                    continue
+        except UNREADABLE:
+            pass
+        epochs.append(epoch)
+    return epochs
 
 
 def panel(
@@ -187,7 +204,7 @@ def panel(
 
 def read_pictures(path: Path) -> Pictures:
     """Read `explanations/epoch_XXX.npz`; nothing in it is unpickled."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         inputs = np.asarray(file["inputs"], dtype=np.float32)
         count = len(inputs)
         ids = file["ids"] if "ids" in file else np.arange(count)

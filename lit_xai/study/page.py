@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from lit_xai.study import figures
 from lit_xai.study.findings import Flag, Relation, relate
 from lit_xai.study.progress import duration
-from lit_xai.study.record import Record, flat, in_order, settings
+from lit_xai.study.record import Record, flat, in_order
 from lit_xai.study.tables import PRIMARY, Column, Study, arrow, clear_winner, words
 
 RUN_ONLY = ("seed_everything", "out", "resume", "config", "ckpt_path")  # differ from run to run anyway
@@ -103,15 +103,15 @@ def entry(
 def drawn(study: Study) -> dict[str, list[tuple[str, Column | str, Any]]]:
     """Figures of the model itself by section: (id, what, figure)."""
     keys = study.log_keys()
-    robust = [key for key in keys if key.startswith("robust/")]
-    main = [key for key in ("val/accuracy", "test/accuracy") if key in keys] + robust
-    rest = [key for key in keys if key.startswith("train/") or key == "val/loss"]
+    main = [column.key for column in study.headline() if not column.attribution]
+    own = [key for key in keys if key.startswith(("train/", "robust/")) or key == "val/loss"]
+    rest = [key for key in own if key not in main]
     sections: dict[str, list[tuple[str, Column | str, Any]]] = {}
     for name, chosen in (("accuracy", main), ("training", rest)):
         columns = [Column(key) for key in chosen]
         sections[name] = [(column.key, column, figures.curves(study, column)) for column in columns]
-    layered = [(regime, figures.residuals(study, regime)) for regime in study.regimes]
-    sections["bort"] = [(f"bort:{regime}", words(regime), figure) for regime, figure in layered if figure]
+    layered = figures.residuals(study)
+    sections["bort"] = [(f"bort:{regime}", words(regime), figure) for regime, figure in layered.items()]
     certified = figures.certified(study)
     sections["certified"] = [("certified", "Certified accuracy", certified)] if certified else []
     return sections
@@ -184,7 +184,7 @@ def run_row(record: Record) -> dict[str, Any]:
         "time": duration(record.seconds) if record.seconds is not None else "—",
         "epochs": f"{(record.last if record.last is not None else -1) + 1} of {record.epochs or '?'}",
         "started": date(record.provenance.get("started")),
-        "finished": date(record.provenance.get("finished")),
+        "finished": date(record.provenance.get("finished") or ended(record)),
         "command": " ".join(map(str, command)) if isinstance(command, list) else str(command),
     }
 
@@ -197,30 +197,44 @@ def date(value: Any) -> str:
         return str(value or "—")
 
 
+def ended(record: Record) -> datetime | None:
+    """When the last attempt at a run ended, by its start and its seconds; None where it goes on."""
+    try:
+        start = datetime.fromisoformat(str(record.provenance.get("started")))
+    except ValueError:
+        return None
+    over = record.seconds is not None and record.state != "running"
+    return start + timedelta(seconds=record.seconds or 0) if over else None
+
+
 def shared(study: Study, part: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """A part of the provenance: each key with its values, and the runs of each value where they differ."""
     seen: dict[str, dict[str, list[str]]] = {}
     for record in study.records:
-        for key, value in flat(record.provenance.get(part, {})).items() if record.provenance else ():
+        content = record.provenance.get(part)
+        if part == "versions" and "python" in record.provenance:
+            content = {"python": record.provenance["python"], **(content or {})}
+        for key, value in flat(content).items() if content else ():
             seen.setdefault(key or part, {}).setdefault(str(value), []).append(record.name)
     return [
         (key, [(value, "" if len(values) == 1 else ", ".join(names)) for value, names in values.items()])
         for key, values in seen.items()
-        if values != {"{}": [record.name for record in study.records if record.provenance]}
     ]
 
 
 def differences(study: Study) -> list[tuple[str, dict[str, str]]]:
     """Settings in which the regimes differ: (key, value by regime)."""
-    by_regime = {}
+    by_regime, folders = {}, {}
     for regime in study.regimes:
         records = [record for record in study.records if record.regime == regime and record.config]
         if records:
-            by_regime[regime] = settings(records[0])
+            by_regime[regime] = records[0].settings
+            folders[regime] = records[0].folder.name
     keys = in_order(key for content in by_regime.values() for key in content)
     rows = []
     for key in keys:
-        values = {regime: content.get(key, "—") for regime, content in by_regime.items()}
-        if key.partition(".")[0] not in RUN_ONLY and len({str(value) for value in values.values()}) > 1:
-            rows.append((key, {regime: str(value) for regime, value in values.items()}))
+        values = {regime: str(content.get(key, "—")) for regime, content in by_regime.items()}
+        place = any(folders[regime] in value for regime, value in values.items())
+        if key.partition(".")[0] not in RUN_ONLY and not place and len(set(values.values())) > 1:
+            rows.append((key, values))
     return rows

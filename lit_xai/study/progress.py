@@ -206,8 +206,7 @@ class Watch:
         self.pace.end(outcome.run, self.clock())
         self.outcomes.append(outcome)
         self.bar.remove_task(self.tasks.pop(outcome.run))
-        text = self.reason(outcome) if outcome.error else f"{outcome.run.name} {outcome.state}"
-        self.say(f"{text} after {duration(outcome.seconds)} ({self.place()})")
+        self.say(f"{self.told(outcome)} ({self.place()})")
 
     def tick(self) -> None:
         """Look at the folders of the runs and redraw; raises `Stopped` once the study is to stop."""
@@ -231,10 +230,10 @@ class Watch:
             left=remaining(self.pace.left(self.clock())),
         )
 
-    def reason(self, outcome: Outcome) -> str:
+    def told(self, outcome: Outcome) -> str:
         """How a run ended, why, and where its log lies."""
-        log = outcome.run.folder / "log.txt"
-        return f"{outcome.run.name} {outcome.state}: {outcome.error} (log: {log})"
+        reason = f": {outcome.error}; log: {outcome.run.folder / 'log.txt'}" if outcome.error else ""
+        return f"{outcome.run.name} {outcome.state} after {duration(outcome.seconds)}{reason}"
 
     def place(self) -> str:
         """How many runs are done, and what is left."""

@@ -15,7 +15,7 @@ Curve = dict[int, float]  # value by epoch
 Json = dict[str, Any]
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 FOLDER = re.compile(r"(?P<regime>.+)-seed(?P<seed>\d+)")
-CHOOSES = "val/accuracy"  # its highest value makes an epoch the best one
+CHOOSES = "val/accuracy"  # what makes an epoch the best one, where the configuration does not say
 T = TypeVar("T")
 
 
@@ -52,6 +52,7 @@ class Record:
         facts: What is known of each log key.
         provenance: Versions, machine, command, dates.
         config: The configuration as run, as text.
+        settings: The same by dotted key; empty where it cannot be read.
         certificates: (radius, correct) per certified image.
         pictures: File of maps by epoch.
         problems: What could not be read, in words.
@@ -68,6 +69,7 @@ class Record:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     certificates: tuple[tuple[float, bool], ...] = ()
     pictures: Mapping[int, Path] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -84,9 +86,15 @@ class Record:
 
     @property
     def best(self) -> int | None:
-        """The first epoch of highest validation accuracy, or None."""
-        curve = {epoch: value for epoch, value in self.curves.get(CHOOSES, {}).items() if value == value}
-        return min(curve, key=lambda epoch: (-curve[epoch], epoch), default=None)
+        """The epoch of `best.ckpt`, the first best one of what the checkpoint monitors, or None."""
+        curve = {e: v for e, v in self.curves.get(self.monitor, {}).items() if math.isfinite(v)}
+        sign = 1.0 if self.settings.get("checkpoint.mode") == "min" else -1.0
+        return min(curve, key=lambda epoch: (sign * curve[epoch], epoch), default=None)
+
+    @property
+    def monitor(self) -> str:
+        """The log key that chooses the best checkpoint."""
+        return str(self.settings.get("checkpoint.monitor") or CHOOSES)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -150,6 +158,7 @@ def read_run(folder: Path) -> Record:
         facts=attempt("quantities.json", read_facts, needed=started) or {},
         provenance=provenance,
         config=attempt("config.yaml", read_text, needed=started) or "",
+        settings=attempt("config.yaml", lambda path: flat(read_yaml(path)), needed=False) or {},
         certificates=attempt("certificates.tsv", read_certificates, needed=False) or (),
         pictures=find_pictures(folder / "explanations"),
         problems=tuple(problems) if folder.is_dir() else ("the run folder is missing",),
@@ -160,7 +169,7 @@ def read_metrics(path: Path) -> tuple[dict[str, Curve], list[str]]:
     """The curves of a `metrics.csv`, and what in it is broken.
 
     A resumed run repeats epochs: the last non-empty value of an epoch and key counts. A row of other length
-    than the header was cut off while it was written: it is left out.
+    than the header was cut off while it was written: it is left out. So are rows that belong to no epoch.
     """
     curves: dict[str, Curve] = {}
     problems = []
@@ -178,6 +187,8 @@ def read_metrics(path: Path) -> tuple[dict[str, Curve], list[str]]:
                 )
                 continue
             cells = dict(zip(header, row, strict=True))
+            if not cells["epoch"].strip():
+                continue
             try:
                 epoch = int(float(cells.pop("epoch")))
             except (ValueError, OverflowError):
@@ -246,14 +257,6 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
         for name, value in content.items()
         for key, leaf in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
     }
-
-
-def settings(record: Record) -> dict[str, Any]:
-    """The configuration as run, by dotted key; empty where it cannot be read."""
-    try:
-        return flat(read_yaml(record.folder / "config.yaml"))
-    except ValueError:
-        return {}
 
 
 def as_number(value: Any, number: Callable[[Any], T]) -> T | None:

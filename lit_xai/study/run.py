@@ -155,7 +155,7 @@ def run_plan(plan: Plan, runner: Runner | None = None, console: "Console | None"
         return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
     failed = [outcome for outcome in watch.outcomes if outcome.state not in ("finished", "skipped")]
     for outcome in failed:
-        watch.say(watch.reason(outcome))
+        watch.say(watch.told(outcome))
     return 1 if failed else 0
 
 

@@ -13,6 +13,7 @@ from lit_xai.study.record import Curve, Fact, Record, in_order
 
 CONTROL = "random_map"  # the attribution that knows nothing: what it scores is what chance scores
 PRIMARY = ("perturbation/difference", "closeness/cosine")  # chosen before any run was seen
+COMMON = {"/accuracy": Fact("higher", 0.0, 1.0), "/loss": Fact("lower")}  # what every run logs
 LABELS = {
     "train/loss": "Training loss",
     "val/accuracy": "Clean accuracy",
@@ -20,6 +21,9 @@ LABELS = {
     "val/loss": "Validation loss",
     "robust/pgd/accuracy": "Robust accuracy (PGD)",
     "robust/boundary/distance": "Boundary distance",
+    "robust/boundary/found": "Boundary found",
+    "robust/boundary/opt": "Optimality of boundary points",
+    "robust/boundary/over": "Overshoot of boundary points",
     "perturbation/deletion": "Deletion",
     "perturbation/insertion": "Insertion",
     "perturbation/difference": "Difference game",
@@ -71,12 +75,18 @@ class Column:
     @property
     def percent(self) -> bool:
         """Whether it is a share that reads best in percent."""
-        return self.metric.endswith("accuracy") or self.metric.startswith("flag/")
+        return (
+            self.metric.endswith("accuracy")
+            or self.metric.startswith("flag/")
+            or self.metric.endswith("/found")
+        )
 
     def fact(self, records: Iterable[Record]) -> Fact:
         """What the runs know about it."""
-        fact = next((record.facts[self.key] for record in records if self.key in record.facts), Fact())
-        return Fact(better="higher") if self.lead else fact
+        if self.lead:
+            return Fact(better="higher")
+        common = next((fact for end, fact in COMMON.items() if self.key.endswith(end)), Fact())
+        return next((record.facts[self.key] for record in records if self.key in record.facts), common)
 
     def curve(self, record: Record) -> Curve:
         """Its value by epoch, in one run."""
@@ -135,6 +145,8 @@ class Cell:
             return column.show(self.mean)
         if column.percent:
             return f"{100 * self.mean:.1f} ± {100 * self.sd:.1f} %"
+        if 0 < abs(self.mean) < 1e-3 and self.sd < 1e-3:
+            return f"{self.mean:.1e} ± {self.sd:.0e}"
         digits = decimals(self.mean, self.sd)
         return f"{self.mean:.{digits}f} ± {self.sd:.{digits}f}"
 
@@ -195,7 +207,8 @@ class Study:
         """The columns of the headline table: accuracies, distances, primary explanation metrics."""
         keys = self.log_keys()
         columns = [Column(key) for key in ("val/accuracy", "test/accuracy") if key in keys]
-        robust = [Column(key) for key in keys if key.startswith("robust/")]
+        ends = ("/accuracy", "/distance")
+        robust = [Column(key) for key in keys if key.startswith("robust/") and key.endswith(ends)]
         columns += sorted(
             (column for column in robust if column.fact(self.used).better),
             key=lambda column: (column != self.robustness(), not column.percent),

@@ -174,6 +174,55 @@ def test_methods_that_name_the_same_search_search_once(flipped):
     assert calls == [4, 4]
 
 
+class Scaled(nn.Module):
+    """a f + b, with one b for all classes: other numbers, the same decisions."""
+
+    def __init__(self, model: nn.Module, a: float, b: float) -> None:
+        super().__init__()
+        self.model, self.a, self.b = model, a, b
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.a * self.model(inputs) + self.b
+
+
+@pytest.mark.parametrize("score", [Logit(), Margin()], ids=repr)
+def test_scaling_all_logits_scales_the_maps_and_nothing_else(score, flipped):
+    net, inputs, target, _ = flipped
+    saliency, big = BoundarySaliency(score=score), BoundaryIntegratedGradients(steps=5, score=score)
+    for method in (saliency, big):
+        scaled = method(Scaled(net, 7.0, -3.0), inputs, target)
+        torch.testing.assert_close(scaled, 7 * method(net, inputs, target), rtol=1e-5, atol=1e-6)
+
+
+def test_big_with_the_default_search_adds_up_to_the_margin_of_the_image(flipped):
+    """The boundary point lies on the boundary, where the margin is zero."""
+    net, inputs, target, _ = flipped
+    method = BoundaryIntegratedGradients(steps=200, score=Margin())
+    found = method.search.search(net, inputs, target)
+    assert found.found.all()
+    total = method(net, inputs, target).flatten(1).sum(1)
+    torch.testing.assert_close(
+        total, Margin()(logits(net, inputs), target, found.label), rtol=1e-3, atol=1e-4
+    )
+
+
+class Stubborn(nn.Module):
+    """Class 0 everywhere, by a lead that depends on the image."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        lead = 1 + inputs.flatten(1).sum(1)
+        return torch.stack([lead, 0 * lead, 0 * lead], dim=1)
+
+
+def test_where_there_is_no_boundary_the_default_search_says_so_and_the_maps_are_nan():
+    inputs, target = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    for method in (BoundarySaliency(), BoundaryIntegratedGradients(steps=3)):
+        found = method.search.search(Stubborn(), inputs, target)
+        assert not found.found.any()
+        assert found.distance.isinf().all()
+        assert method(Stubborn(), inputs, target).isnan().all()
+
+
 def test_bad_settings_are_refused(flipped):
     search = flipped[3]
     with pytest.raises(ValueError, match=r"`steps` must be at least 2, got 1."):

@@ -1,4 +1,4 @@
-"""Explaining is observing: a run with the callbacks and a run without end in identical weights, bit for bit."""
+"""Explaining is observing: runs with and without the callbacks end in identical weights, bit for bit."""
 
 from typing import Any
 

@@ -42,7 +42,9 @@ def test_strategies_that_split_weights_are_refused(name: str) -> None:
         refuse_sharded(trainer)
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"batch_size": 0}, {"every_n_epochs": 0}, {"pictures": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"samples": 0}, {"batch_size": 0}, {"every_n_epochs": 0}, {"pictures": -1}]
+)
 def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"`{name}` must be at least"):

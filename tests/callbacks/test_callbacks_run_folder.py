@@ -3,7 +3,10 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
 from lit_xai.callbacks.run_folder import CsvLog, RunFolder, provenance
 
@@ -28,23 +31,23 @@ def test_numbers_are_written_in_full(tmp_path: Path) -> None:
 
 
 def test_status_tells_how_a_run_ended(tmp_path: Path) -> None:
-    trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), current_epoch=2, max_epochs=6, callbacks=[], is_global_zero=True
-    )
+    trainer = MagicMock(spec=L.Trainer, state=TrainerState(fn=TrainerFn.FITTING))
+    trainer.configure_mock(current_epoch=2, max_epochs=6, callbacks=[])
+    module = MagicMock(spec=L.LightningModule)
     folder = RunFolder(tmp_path, seed=3)
 
     def status() -> dict[str, object]:
         return json.loads((tmp_path / "status.json").read_text())
 
-    folder.on_fit_start(trainer, None)
+    folder.on_fit_start(trainer, module)
     assert status()["state"] == "running"
-    folder.on_train_epoch_end(trainer, None)
+    folder.on_train_epoch_end(trainer, module)
     assert (status()["epoch"], status()["epochs"]) == (3, 6)
-    folder.on_exception(trainer, None, KeyboardInterrupt())
+    folder.on_exception(trainer, module, KeyboardInterrupt())
     assert status()["state"] == "interrupted"
-    folder.on_exception(trainer, None, RuntimeError("out of memory"))
+    folder.on_exception(trainer, module, RuntimeError("out of memory"))
     assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: out of memory")
-    folder.on_fit_end(trainer, None)
+    folder.on_fit_end(trainer, module)
     assert (status()["state"], status()["error"]) == ("finished", None)
 
 

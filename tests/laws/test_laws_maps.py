@@ -9,7 +9,7 @@ from rows import ATTACKS, ATTRIBUTIONS, Row
 from subjects import Recorder, linear_case, tiny_net, unchanged
 from torch import nn
 
-from lit_xai import attacks, attributions, randomness
+from lit_xai import attacks, attributions, metrics, randomness
 
 every_row = pytest.mark.parametrize("row", ATTRIBUTIONS + ATTACKS, ids=str)
 chunked_row = pytest.mark.parametrize(
@@ -43,6 +43,15 @@ def test_maps_have_the_shape_and_dtype_of_the_images_and_are_finite(row: Row, dt
     assert not maps.requires_grad
 
 
+@pytest.mark.parametrize("row", ATTACKS, ids=str)
+def test_attacks_stay_in_the_box(row: Row, relu_net):
+    inputs = torch.rand(5, 2, 8, 8).round()  # every pixel at an edge
+    neighbours = row.instance(relu_net, inputs, relu_net(inputs).argmax(1))
+    assert neighbours.min() >= 0
+    assert neighbours.max() <= 1
+    assert not torch.equal(neighbours, inputs)
+
+
 @every_row
 def test_an_empty_batch_gives_no_maps(row: Row, relu_net):
     maps = row.instance(relu_net, torch.rand(0, 2, 8, 8), torch.zeros(0, dtype=torch.int64))
@@ -62,6 +71,8 @@ def test_model_and_inputs_stay_untouched_when_the_model_fails(row: Row, when, re
     counted = Recorder(relu_net)
     with randomness.keyed(0, IDS):
         row.instance(counted, *batch)
+    if not counted.calls:
+        return  # a control that never asks the model
     failing = Recorder(relu_net, fail_at=1 if when == "first" else len(counted.calls))
     with (
         unchanged(failing, *batch),
@@ -135,7 +146,7 @@ def test_frozen_parameters_do_not_matter(row: Row, relu_net, batch):
 
 @every_row
 def test_repr_is_a_constructor_call(row: Row):
-    names = vars(attributions) | vars(attacks)
+    names = vars(metrics) | vars(attributions) | vars(attacks)
     again = eval(repr(row.instance), dict(names))
     assert again == row.instance
     assert hash(again) == hash(row.instance)
@@ -143,9 +154,8 @@ def test_repr_is_a_constructor_call(row: Row):
 
 @every_row
 def test_instances_are_frozen(row: Row):
-    name = dataclasses.fields(row.instance)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(row.instance, name, None)
+        row.instance.anything = 1
 
 
 @pytest.mark.parametrize("row", [row for row in ATTRIBUTIONS + ATTACKS if row.linear], ids=str)

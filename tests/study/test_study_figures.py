@@ -66,8 +66,11 @@ def test_scatter_shows_each_run_at_its_last_epoch(study):
 
 
 def test_residuals_have_a_line_per_layer_for_bort_alone(study):
-    assert figures.residuals(study, "standard") is None
-    figure = figures.residuals(study, "bort")
+    made = figures.residuals(study)
+    assert list(made) == ["bort"]
+    figure = made["bort"]
+    low, high = figure.layout.yaxis.range
+    assert all(low < value < high for trace in lines(figure) for value in trace.y)
     assert [trace.name for trace in lines(figure)] == ["0", "3", "6", "head"]
 
 

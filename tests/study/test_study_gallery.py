@@ -1,7 +1,6 @@
 import base64
 import io
 import json
-import zlib
 
 import fake_runs
 import numpy as np
@@ -111,8 +110,7 @@ def test_flipped_bytes_are_noticed(tmp_path):
         content[place] ^= 0xFF
     file.write_bytes(bytes(content))
     made = gallery(Study((read_run(folder),)))
-    assert made.problems
-    assert zlib.error  # the exception np.load lets through for a torn stream
+    assert made.problems[0].startswith("standard-seed0, epoch 0: epoch_000.npz: ")
 
 
 def test_no_maps_no_gallery(tmp_path):

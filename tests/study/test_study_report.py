@@ -59,11 +59,12 @@ def test_the_page_is_whole_and_asks_for_nothing(page):
     assert all(link[1:] in seen.ids for link in seen.links if link.startswith("#"))
     assert "default-src 'none'" in page
     assert "http" not in SKIP.sub("", page).replace("http-equiv", "")
-    assert page.count("!function") == 0 or page.count("plotly.js v") == 1
+    assert page.count("plotly.js v") == 1
 
 
 def test_every_section_is_there(page):
-    wanted = "numbers accuracy explanations relation gallery certified bort flags runs provenance".split()
+    wanted = ["numbers", "accuracy", "explanations", "relation", "gallery", "certified", "bort", "flags"]
+    wanted += ["runs", "provenance"]
     assert [name for name in outline(page).ids if name in wanted] == wanted
     assert "Adversarial training has the highest robust accuracy" in page
     assert "1 of 2" not in page

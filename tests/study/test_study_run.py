@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,10 +93,13 @@ def test_one_failing_run_does_not_stop_the_others(plan, monkeypatch):
     assert code == 1
     assert status(study, "standard-seed0")["state"] == "finished"
     log = study.out / "raises-seed0" / "log.txt"
-    assert f"raises-seed0 failed: RuntimeError: the loss is not finite (log: {log})" in text
-    assert "says-seed0 failed: ValueError: it said so itself (log: " in text
-    assert "killed-seed0 failed: ended by SIGKILL, often for want of memory (log: " in text
-    assert "silent-seed0 failed: ended without finishing (log: " in text
+    assert f"s: RuntimeError: the loss is not finite; log: {log}" in text
+    for name, error in {
+        "says": "ValueError: it said so itself",
+        "killed": "ended by SIGKILL, often for want of memory",
+        "silent": "ended without finishing",
+    }.items():
+        assert re.search(rf"{name}-seed0 failed after \d+ s: {error}; log: ", text)
     assert status(study, "raises-seed0")["error"] == "RuntimeError: the loss is not finite"
     assert f"threads {max(1, cores() // 2)} from 0" in log.read_text()
     report = (study.out / "report.html").read_text()
@@ -262,11 +266,11 @@ def test_the_estimate_starts_when_something_was_measured():
     pace.observe(a, 0, 10, now=5)
     assert pace.left(now=5) is None
     pace.observe(a, 1, 10, now=6)
-    # a: 6 s per epoch, 9 left: 54 s. b is taken to be as slow, 60 s from its start at 0: 54 s left. c: 60 s after.
+    # a: 6 s per epoch, 9 left: 54 s. b is taken to be as slow: 60 s, of which 6 are over. c: 60 s after them.
     assert pace.left(now=6) == pytest.approx(54 + 60)
     pace.observe(b, 1, 10, now=12)
     pace.observe(a, 2, 10, now=12)
-    # a: 6 s per epoch, 8 left: 48. b: 12 s per epoch, 9 left: 108. c: mean of both, 9 s, 10 epochs, after a: 138.
+    # a: 6 s per epoch, 8 left: 48. b: 12 s per epoch, 9 left: 108. c: the mean, 9 s, 10 epochs, after a: 138.
     assert pace.left(now=12) == pytest.approx(138)
 
 
@@ -317,7 +321,7 @@ def test_without_a_terminal_each_event_is_one_line(tmp_path):
     assert console.file.getvalue().splitlines() == [
         "b-seed0 had finished before: skipped",
         "a-seed0 started (1 of 2 runs done, estimating what is left)",
-        f"a-seed0 failed: it broke (log: {a.folder / 'log.txt'}) after 6 s (2 of 2 runs done)",
+        f"a-seed0 failed after 6 s: it broke; log: {a.folder / 'log.txt'} (2 of 2 runs done)",
     ]
 
 

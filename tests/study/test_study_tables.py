@@ -32,7 +32,7 @@ def run_folder(folder, metrics, state="finished", facts=None, seed=None, regime=
 
 
 def two_by_two(tmp_path, robust=((0.2, 0.3), (0.8, 0.6)), quality=((0.1, 0.2), (0.5, 0.3))):
-    """Two regimes, two seeds, one epoch: robust accuracy and a deletion score, whose control is always 0.6."""
+    """Two regimes, two seeds, one epoch: robust accuracy and a deletion score, its control at 0.6."""
     facts = {"explain/saliency/deletion": {"better": "lower", "low": 0, "high": 1, "median": False}}
     facts["robust/pgd/accuracy"] = {"better": "higher", "low": 0, "high": 1, "median": False}
     folders = []
