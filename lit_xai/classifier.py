@@ -26,8 +26,8 @@ class Classifier(L.LightningModule):
 
     Args:
         net: Called as `net(channels, classes)` to build the network; or a built network.
-        objective: What a training batch is asked to minimise.
         optimizer: Called with the parameters.
+        objective: What a training batch is asked to minimise; the cross entropy if left out.
         schedule: Learning rate over the run; constant if left out.
         channels: Colour channels of the images.
         classes: Number of classes.
@@ -38,8 +38,8 @@ class Classifier(L.LightningModule):
     def __init__(
         self,
         net: NetFactory,
+        optimizer: OptimizerCallable,
         objective: Objective | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
         schedule: Schedule | None = None,
         channels: int = 3,
         classes: int = 10,

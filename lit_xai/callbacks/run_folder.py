@@ -36,7 +36,8 @@ class RunFolder(L.Callback):
         self._start = time.time()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.time()
+        # A run that is resumed counts the seconds of its earlier parts too.
+        self._start = time.time() - self._spent()
         self._write("provenance.json", provenance(self.seed))
         probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
         self._write("quantities.json", {k: v for probe in probes for k, v in probe.quantities().items()})
@@ -54,6 +55,13 @@ class RunFolder(L.Callback):
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         said = f"{type(exception).__name__}: {exception}"
         self._status(trainer, "interrupted" if stopped else "failed", error=said)
+
+    def _spent(self) -> float:
+        try:
+            status = json.loads((self.folder / "status.json").read_text())
+            return float(status["seconds"]) if status["epoch"] else 0.0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0
 
     def _status(
         self, trainer: L.Trainer, state: str, done: int | None = None, error: str | None = None

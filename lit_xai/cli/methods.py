@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOMS = ("attributions", "attacks", "objectives", "optim", "metrics", "models")
@@ -27,7 +28,7 @@ def main(words: Sequence[str]) -> int:
         for column in ("name", "what it is", "source"):
             table.add_column(column, style={"name": "cyan"}.get(column), overflow="fold")
         for row in described(room):
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
         console.print()
     return 0

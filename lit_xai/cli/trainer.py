@@ -43,7 +43,12 @@ class Command(LightningCLI):
             None,
             subclass_mode_data=True,
             save_config_callback=None,
-            trainer_defaults={"max_epochs": 10, "logger": False, "enable_model_summary": False},
+            trainer_defaults={
+                "max_epochs": 10,  # Lightning's own default is 1000
+                "logger": False,
+                "enable_model_summary": False,
+                "log_every_n_steps": 1,  # everything is logged by the epoch
+            },
             seed_everything_default=0,
             parser_kwargs={"prog": f"lit-xai {verb}", "description": None, "allow_abbrev": False},
             parser_class=Parser,
@@ -90,7 +95,7 @@ class Command(LightningCLI):
         self.out = Path(self.config.out)
         self.config.checkpoint.dirpath = str(self.out / "checkpoints")
         self.config.trainer.default_root_dir = str(self.out)
-        self.yaml = self.parser.dump(self._shared(), skip_none=False)
+        self.yaml = self.parser.dump(self._shared(), skip_unset=False)
 
     def instantiate_classes(self) -> None:
         try:
@@ -215,5 +220,4 @@ _KNOWN_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
     ".*LeafSpec.*",  # lightning 2.6 on torch 2.15
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ".*logging interval.*",
 )

@@ -129,6 +129,9 @@ class Smoothed(nn.Module):
         self.samples = samples
         self.seed = seed
 
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma!r}, samples={self.samples!r}, seed={self.seed!r}"
+
     def forward(self, inputs: Images) -> Logits:
         draws = torch.arange(self.samples, device=inputs.device)
         with randomness.keyed(self.seed, draws):

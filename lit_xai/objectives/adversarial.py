@@ -29,6 +29,9 @@ class AdversarialTraining(Objective):
         self.attack = attack
         self.train_mode_attack = train_mode_attack
 
+    def extra_repr(self) -> str:
+        return f"attack={self.attack!r}, train_mode_attack={self.train_mode_attack!r}"
+
     def forward(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scalar]:
         with nullcontext() if self.train_mode_attack else evaluating(model):
             attacked = self.attack(model, inputs, target).detach()

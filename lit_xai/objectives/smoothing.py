@@ -24,6 +24,9 @@ class GaussianAugmentation(Objective):
         super().__init__()
         self.sigma = sigma
 
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma!r}"
+
     def forward(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scalar]:
         noisy = inputs + self.sigma * torch.randn_like(inputs)
         return {"noisy_cross_entropy": F.cross_entropy(model(noisy), target)}

@@ -24,6 +24,9 @@ class CrossEntropy(Objective):
         super().__init__()
         self.label_smoothing = label_smoothing
 
+    def extra_repr(self) -> str:
+        return f"label_smoothing={self.label_smoothing!r}"
+
     def forward(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scalar]:
         loss = F.cross_entropy(model(inputs), target, label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}

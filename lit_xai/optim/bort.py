@@ -39,7 +39,7 @@ def correction(
             mean length in each matrix, which leaves its scale free.
         penalty: "l2" or "l1".
 
-    Source: Zhang, Zheng, Wang and Lu 2023, arXiv 2212.09062 (l2), and its released code (l1, "ada").
+    Source: Zhang et al. 2023, arXiv 2212.09062 (l2), and its released code (l1, "ada").
     Deviates: the released code leaves the side to the caller for l1, which diverges for the wrong one, and
     takes "ada" from the rows of every matrix, which shrinks those of more rows than columns to zero.
     """
@@ -94,7 +94,7 @@ class BortSGD(SGD):
     Raises:
         ValueError: A value out of range, or a step so long that the constraint diverges.
 
-    Source: Zhang, Zheng, Wang and Lu 2023, arXiv 2212.09062; order of operations as in the released code.
+    Source: Zhang et al. 2023, arXiv 2212.09062; order of operations as in the released code.
     Deviates: see `correction`; parameters of fewer than two dimensions are left alone.
     """
 
@@ -145,7 +145,7 @@ class BortAdamW(AdamW):
     Raises:
         ValueError: A value out of range, or a step so long that the constraint diverges.
 
-    Source: Zhang, Zheng, Wang and Lu 2023, arXiv 2212.09062; order of operations as in the released code.
+    Source: Zhang et al. 2023, arXiv 2212.09062; order of operations as in the released code.
     Deviates: see `correction`; parameters of fewer than two dimensions are left alone.
     """
 

@@ -253,7 +253,9 @@ def epochs_done(run: Run) -> tuple[int, int]:
 
 def remaining(seconds: float | None) -> str:
     """An estimate in words."""
-    return "estimating what is left" if seconds is None else f"about {duration(seconds)} left"
+    if seconds is None:
+        return "estimating what is left"
+    return f"about {duration(seconds)} left" if seconds >= 1 else "almost done"
 
 
 def duration(seconds: float) -> str:

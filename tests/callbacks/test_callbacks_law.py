@@ -72,6 +72,7 @@ def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[C
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,
         default_root_dir=folder,
         **trainer,
     )
@@ -79,7 +80,6 @@ def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[C
     return classifier, fitter
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 @pytest.mark.parametrize("trainer", [{}, {"val_check_interval": 0.5, "accumulate_grad_batches": 2}])
 def test_weights_and_buffers_are_identical_with_and_without_observers(
     trainer: dict[str, Any], tmp_path: Any

@@ -1,7 +1,9 @@
 """The probe: who looks at what, and how shares come together."""
 
 from typing import Any
+from unittest.mock import MagicMock
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def test_a_process_without_images_adds_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
 def test_strategies_that_split_weights_are_refused(name: str) -> None:
-    trainer = type("Trainer", (), {"strategy": type(name, (), {})()})()
+    trainer = MagicMock(spec=L.Trainer, strategy=type(name, (), {})())
     with pytest.raises(ValueError, match=f"whole weights on each device, and {name}"):
         refuse_sharded(trainer)
 

@@ -120,8 +120,9 @@ def test_the_attack_leaves_no_gradient_behind_and_none_flows_through_it(model, d
 @pytest.mark.parametrize(
     "objective", [CrossEntropy(), GaussianAugmentation(0.1), AdversarialTraining(SignStep(0.1))], ids=repr
 )
-def test_objectives_have_no_weights_of_their_own(objective: Objective, model, data):
+def test_objectives_have_no_weights_of_their_own_and_name_their_settings(objective: Objective, model, data):
     assert objective.state_dict() == {}
+    assert repr(eval(repr(objective))) == repr(objective)
     assert all(term.shape == () for term in objective(model, *data).values())
 
 

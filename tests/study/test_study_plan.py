@@ -109,6 +109,12 @@ def test_errors_say_it_in_one_line(write, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_plan_of_the_quickstart():
+    plan = load_plan(Path(__file__).parents[2] / "configs" / "studies" / "quickstart.yaml")
+    assert list(plan.regimes) == ["standard", "adversarial", "smoothed", "bort"]
+    assert (plan.seeds, len(plan.runs()), plan.out) == ((0, 1), 8, Path("runs/quickstart"))
+
+
 def test_a_missing_plan_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.yaml` does not exist"):
         load_plan(tmp_path / "nothing.yaml")

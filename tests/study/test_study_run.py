@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lit_xai.study import LocalProcesses, Plan, run_plan
 from lit_xai.study.plan import Run
-from lit_xai.study.progress import Outcome, Pace, Watch, duration
+from lit_xai.study.progress import Outcome, Pace, Watch, duration, remaining
 from lit_xai.study.run import cores, fit_command
 
 # Stands in for `lit-xai fit`: epochs of a given length, resumable, interruptible; regimes that end badly.
@@ -342,6 +342,11 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert "estimating what is left" in text
     assert "1/4 epochs" in text
     assert "about 15 s left" in text
+
+
+def test_remaining():
+    texts = ["estimating what is left", "almost done", "about 12 s left"]
+    assert [remaining(left) for left in (None, 0.0, 12.0)] == texts
 
 
 @pytest.mark.parametrize(
