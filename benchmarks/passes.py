@@ -87,7 +87,7 @@ class Efficiency:
     def ratio(self) -> float:
         """Counted passes times the time of a bare pass, by the measured time.
 
-        A pass with an input gradient has the price of its kind, two units; the other forward passes have theirs.
+        Forward passes have the price of a bare one, gradients what a bare gradient takes on top of that.
         """
         bare = (self.forwards - self.backwards) * self.bare_forward + self.backwards * self.bare_gradient
         return bare / self.batch / self.seconds

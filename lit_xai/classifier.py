@@ -1,6 +1,7 @@
 """The one LightningModule: a network, what its batches are asked to minimise, and what steps."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,9 +50,12 @@ class Classifier(L.LightningModule):
         super().__init__()
         # Checkpoints hold plain data only. Under LightningCLI the hyper-parameters are the parsed YAML;
         # built by hand they would be pickled objects, and are left out.
-        self.save_hyperparameters(logger=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
+            self.save_hyperparameters(logger=False)
         if "_instantiator" not in self.hparams:
-            self._set_hparams({"channels": channels, "classes": classes, "mean": mean, "std": std})
+            for name in ("net", "optimizer", "objective", "schedule"):
+                self.hparams.pop(name, None)
         self.channels, self.classes = channels, classes
         built = net if isinstance(net, nn.Module) else net(channels, classes)
         self.model = Normalized(built, _per_channel(mean, channels), _per_channel(std, channels))

@@ -41,7 +41,7 @@ def test_every_regime_takes_a_step_and_explains_an_epoch(regime: str, tmp_path: 
     assert any(moved)
     seen = command.trainer.callback_metrics
     assert {"explain/saliency/perturbation/difference", "robust/pgd/accuracy"} <= set(seen)
-    assert float(seen["explain/boundary_saliency/missing"]) == 0.0
+    assert float(seen["explain/boundary_saliency/flag/missing"]) == 0.0
 
 
 @pytest.mark.parametrize("model", names("models"))

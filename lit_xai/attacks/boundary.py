@@ -86,7 +86,7 @@ class DDN(Search):
         for step in range(self.steps):
             climb = ledger.climb(index, points) if step else ledger.survey(index, self.rivals)
             found, delta, pressed = ledger.found[index], points - inputs, _pressed(points, climb.gradient)
-            gradient, free = climb.gradient.masked_fill(pressed, 0), delta.masked_fill(pressed, 0)
+            gradient, free = torch.where(pressed, 0, climb.gradient), torch.where(pressed, 0, delta)
             uphill = _L2.steepest(gradient)
             slope = _inner(gradient, uphill)
             # How far the input is from the plane on which the linearised gap vanishes.
@@ -100,9 +100,9 @@ class DDN(Search):
                 factor = torch.where(found, 1 + self.gamma, _GROWTH).masked_fill(climb.flips, 1 - self.gamma)
                 radius = (radius * factor).clamp(max=ledger.diagonal)
             turn = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
-            direction = _L2.steepest(_L2.steepest(delta) + turn * uphill)
-            points = (inputs + _column(radius) * direction).clamp(0, 1)
-            stay = ~found | (_inner(_L2.steepest(free), uphill) < 1 - self.tolerance)
+            direction = torch.addcmul(turn * uphill, delta, _column(1 / _length(delta)))
+            points = torch.addcmul(inputs, direction, _column(radius / _length(direction))).clamp_(0, 1)
+            stay = ~found | (_inner(free, uphill) < (1 - self.tolerance) * _length(free))
             if not stay.all():  # one host sync per step, for the passes it saves
                 index, inputs, points, radius = index[stay], inputs[stay], points[stay], radius[stay]
                 if not len(index):
@@ -168,7 +168,7 @@ class _Ledger:
             weights = torch.zeros_like(logits).scatter(1, rival[:, None], 1).scatter(1, own, -1)
             gradient = self._gradient(index, logits, points, weights, again=True)
             raw.append(gradient)
-            gradient = gradient.masked_fill(_pressed(points, gradient), 0)
+            gradient = torch.where(_pressed(points, gradient), 0, gradient)
             uphill.append(_L2.steepest(gradient))
             slopes.append(_inner(gradient, uphill[-1]))
         points, logits = points.detach(), logits.detach()
@@ -270,6 +270,11 @@ def _pressed(points: Points, gradient: Points) -> Bool[Tensor, "some channel hei
 
 def _inner(first: Points, second: Points) -> Values:
     return (first * second).flatten(1).sum(dim=1)
+
+
+def _length(delta: Points) -> Values:
+    """A length to divide by: not 0."""
+    return _L2.length(delta).clamp(min=1e-30)
 
 
 def _column(values: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ def _run(command: str, words: list[str]) -> int:
     try:
         status = module.main(command, words) if command in TRAINER else module.main(words)
         return int(status or 0)
+    except SystemExit as stop:  # after --help or --print_config
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("lit-xai: stopped by Ctrl-C; what was finished is kept.", file=sys.stderr)
         return 130

@@ -1,6 +1,5 @@
 """`lit-xai certify`: l2 certificates of a finished run's smoothed classifier, image by image."""
 
-import argparse
 import csv
 import json
 import math
@@ -14,6 +13,7 @@ from rich.progress import Progress
 
 from lit_xai import randomness
 from lit_xai.cli.explain import pick_device
+from lit_xai.cli.options import Options
 from lit_xai.cli.runs import add_run_options, checkpoint_of, config_of, load_weights
 from lit_xai.cli.trainer import Command, quiet
 from lit_xai.models import Smoothed
@@ -151,11 +151,10 @@ def _data(command: Any, split: str) -> tuple[Any, Any]:
     return loader.dataset, loader.collate_fn
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-xai certify",
-        allow_abbrev=False,
-        description="Certify the smoothed classifier of a run (Cohen et al. 2019). A second call goes on "
+def _options() -> Options:
+    parser = Options(
+        "certify",
+        "Certify the smoothed classifier of a run (Cohen et al. 2019). A second call goes on "
         "where the first one stopped. Further options override the run's configuration.",
     )
     add_run_options(parser)

@@ -1,6 +1,5 @@
 """`lit-xai doctor`: whether this machine is fit for a run."""
 
-import argparse
 import importlib
 import os
 import platform
@@ -11,13 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lit_xai.cli.options import Options
+
 MARKS = {"fine": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
 Finding = tuple[str, str, str]
 
 
 def main(words: Sequence[str]) -> int:
     """Print what was found; the exit status is 1 if something must be mended."""
-    parser = argparse.ArgumentParser(prog="lit-xai doctor", description="Check this machine.")
+    parser = Options("doctor", "Check this machine.")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder that runs will be written to")
     out = parser.parse_args(list(words)).out
     findings = [*versions(), *devices(), *mirror(), *folders(out)]

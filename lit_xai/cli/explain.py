@@ -1,6 +1,5 @@
 """`lit-xai explain`: maps of a finished run, for validation images or for image files of one's own."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lit_xai.callbacks import gallery
+from lit_xai.cli.options import Options
 from lit_xai.cli.runs import add_run_options, checkpoint_of, config_of, load_weights
 from lit_xai.cli.trainer import Command, prepare, quiet
 from lit_xai.data.decode import decode, fit
@@ -100,11 +100,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-xai explain",
-        allow_abbrev=False,
-        description="Write maps as PNG and NPZ. Further options override the run's configuration, "
+def _options() -> Options:
+    parser = Options(
+        "explain",
+        "Write maps as PNG and NPZ. Further options override the run's configuration, "
         "e.g. --config configs/explain/menu.yaml.",
     )
     add_run_options(parser)

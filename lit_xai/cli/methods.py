@@ -1,6 +1,5 @@
 """`lit-xai methods`: what there is, in one line each, with its source."""
 
-import argparse
 import importlib
 import inspect
 import re
@@ -10,14 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lit_xai.cli.options import Options
+
 ROOMS = ("attributions", "attacks", "objectives", "optim", "metrics", "models")
 
 
 def main(words: Sequence[str]) -> int:
     """Print every public class and function of the rooms."""
-    parser = argparse.ArgumentParser(
-        prog="lit-xai methods", description="List what there is, with its source."
-    )
+    parser = Options("methods", "List what there is, with its source.")
     parser.add_argument("room", nargs="*", choices=[*ROOMS, []], help="one or more rooms (default: all)")
     chosen = parser.parse_args(list(words)).room or ROOMS
     console = Console()

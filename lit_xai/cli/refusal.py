@@ -54,7 +54,7 @@ _UNKNOWN_OPTION = (
     r"Key '([^']+)' is not expected",
     r"[Uu]nrecognized arguments?: (\S+)",
     r"No action for key '([^']+)'",
-    r"Group '[^']*' does not accept nested key '([^']+)'",
+    r"Group '[^']*' does not accept (?:nested key|option) '([^']+)'",
     r"Nested key '([^']+)'",
 )
 

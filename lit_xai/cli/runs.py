@@ -1,6 +1,5 @@
 """Reading a run folder: its configuration, and its weights."""
 
-import argparse
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +7,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lit_xai.cli.options import Options
 from lit_xai.types import require
 
 
 def chosen_run(command: str, words: Sequence[str]) -> tuple[Path, Path, list[str]]:
     """The run folder, the checkpoint, and the words that are left: overrides of the configuration."""
-    parser = argparse.ArgumentParser(prog=f"lit-xai {command}", allow_abbrev=False)
+    parser = Options(command, "")
     add_run_options(parser)
     known, rest = parser.parse_known_args(list(words))
     return known.run, checkpoint_of(known.run, known.checkpoint), rest
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: Options) -> None:
     """`--run` and `--checkpoint`, alike in every command that reads a run."""
     parser.add_argument(
         "--run", type=Path, required=True, metavar="DIR", help="run folder, as `fit --out` made it"

@@ -81,7 +81,6 @@ class Command(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
             }
@@ -105,7 +104,9 @@ class Command(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         lively = sys.stderr.isatty()
-        callbacks: list[Callback] = [RunFolder(self.out, self.config.seed_everything), BortResidual()]
+        # Lightning's `save_last` would leave out every epoch that is not the best so far.
+        last = ModelCheckpoint(self.out / "checkpoints", "last", enable_version_counter=False)
+        callbacks: list[Callback] = [RunFolder(self.out, self.config.seed_everything), BortResidual(), last]
         callbacks.append(RichProgressBar(leave=True) if lively else EpochLines())
         chosen = self.config_init.trainer.callbacks or []
         fitting = self.verb == "fit"

@@ -80,6 +80,7 @@ def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[C
     return classifier, fitter
 
 
+@pytest.mark.filterwarnings("ignore:.*module\\(s\\) in eval mode at the start of training")
 @pytest.mark.parametrize("trainer", [{}, {"val_check_interval": 0.5, "accumulate_grad_batches": 2}])
 def test_weights_and_buffers_are_identical_with_and_without_observers(
     trainer: dict[str, Any], tmp_path: Any

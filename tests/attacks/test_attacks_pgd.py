@@ -1,0 +1,166 @@
+import pytest
+import torch
+from peers import foolbox, peer_model, returning
+from subjects import Recorder, linear_case, tiny_net, unchanged
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+from lit_xai.attacks import FGSM, L2, L2PGD, Linf, LinfPGD
+from lit_xai.randomness import keyed
+from lit_xai.types import Eps
+
+ATTACKS = [
+    FGSM(epsilon=0.03),
+    FGSM(epsilon=Eps("8/255"), step_size=Eps("10/255"), random_start=True),
+    FGSM(epsilon=0.2, norm=L2()),
+    LinfPGD(epsilon=0.03, steps=4),
+    LinfPGD(epsilon=0.03, steps=3, step_size=0.02, random_start=False),
+    L2PGD(epsilon=0.5, steps=4),
+    L2PGD(epsilon=0.5, steps=3, step_size=0.3, random_start=False),
+]
+every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+
+
+def norm_of(attack):
+    return attack.norm if isinstance(attack, FGSM) else {LinfPGD: Linf(), L2PGD: L2()}[type(attack)]
+
+
+@every_attack
+def test_repr_builds_the_attack_again(attack):
+    assert eval(repr(attack)) == attack
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_budget_and_box_hold_and_the_loss_rises(attack, dtype):
+    net = tiny_net(nn.ReLU, dtype)
+    inputs = torch.rand(16, 2, 8, 8, dtype=dtype).mul(1.2).sub(0.1).clamp(0, 1)  # some pixels on the box
+    target = net(inputs).argmax(1)
+    points = attack(net, inputs, target)
+    assert points.dtype == dtype
+    assert not points.requires_grad
+    assert (norm_of(attack).length(points - inputs) <= attack.epsilon + 1e-6).all()
+    assert points.min() >= 0
+    assert points.max() <= 1
+    loss = cross_entropy(net(inputs), target, reduction="none")
+    assert (cross_entropy(net(points), target, reduction="none") > loss).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSM(epsilon=0.01),
+        LinfPGD(epsilon=0.01, steps=7),
+        FGSM(epsilon=0.3, norm=L2()),
+        L2PGD(epsilon=0.3, steps=7),
+    ],
+    ids=repr,
+)
+def test_worst_margin_of_two_linear_classes_is_the_margin_less_epsilon_times_the_dual_norm(attack):
+    case = linear_case(classes=2)
+    logits = case.model(attack(case.model, case.inputs, case.target))
+    own = torch.arange(6), case.target
+    other = torch.arange(6), 1 - case.target
+    clean = case.model(case.inputs)
+    dual = 1 if norm_of(attack) == Linf() else 2
+    loss = attack.epsilon * (case.weight[0] - case.weight[1]).norm(p=dual)
+    # A random start is forgotten only in the corner of the cube, and nearly so on the sphere.
+    tolerance = 0.03 if attack == L2PGD(epsilon=0.3, steps=7) else 1e-9
+    assert_close(
+        logits[own] - logits[other], clean[own] - clean[other] - loss, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_fgsm_takes_one_signed_step_clipped_to_the_box():
+    net = tiny_net(nn.ReLU)
+    inputs = torch.rand(4, 2, 8, 8).mul(1.2).sub(0.1).clamp(0, 1).requires_grad_()
+    target = net(inputs).argmax(1)
+    cross_entropy(net(inputs), target).backward()
+    expected = (inputs + 0.05 * inputs.grad.sign()).clamp(0, 1)
+    assert_close(FGSM(epsilon=0.05)(net, inputs, target), expected, atol=2e-7, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "peer"),
+    [
+        (LinfPGD(epsilon=0.1, steps=5, random_start=False), foolbox.attacks.LinfPGD),
+        (L2PGD(epsilon=0.6, steps=5, random_start=False), foolbox.attacks.L2PGD),
+    ],
+    ids=["Linf", "L2"],
+)
+def test_iterates_are_those_of_foolbox(attack, peer):
+    net = tiny_net(nn.Softplus)
+    inputs = torch.rand(12, 2, 8, 8)
+    target = net(inputs).argmax(1)
+    other = peer(rel_stepsize=2.5 / 5, steps=5, random_start=False).run(
+        peer_model(net), inputs, target, epsilon=attack.epsilon
+    )
+    assert_close(attack(net, inputs, target), other, atol=1e-5, rtol=0)
+
+
+@every_attack
+def test_each_step_costs_one_forward_pass_and_one_input_gradient(attack):
+    counted = Recorder(tiny_net(nn.ReLU))
+    with returning(counted) as returned:
+        attack(counted, torch.rand(5, 2, 8, 8), torch.zeros(5, dtype=torch.int64))
+    assert counted.calls == returned == [5] * getattr(attack, "steps", 1)
+
+
+@every_attack
+@pytest.mark.parametrize("frozen", [False, True])
+def test_model_inputs_and_global_generator_stay_as_they_were(attack, frozen, relu_net, batch):
+    relu_net.requires_grad_(not frozen)
+    with unchanged(relu_net, *batch), torch.no_grad(), keyed(0, torch.arange(5)):
+        before = torch.random.get_rng_state()
+        points = attack(relu_net, *batch)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    with keyed(0, torch.arange(5)):
+        assert torch.equal(points, attack(relu_net, *batch))
+
+
+@every_attack
+def test_the_mode_of_the_model_is_left_alone(attack, relu_net, batch):
+    relu_net.train()
+    relu_net[1].eval()
+    modes = [module.training for module in relu_net.modules()]
+    attack(relu_net, *batch)
+    assert [module.training for module in relu_net.modules()] == modes
+
+
+@every_attack
+def test_batch_size_and_order_do_not_matter(attack, smooth_net):
+    inputs = torch.rand(6, 2, 8, 8, dtype=torch.float64)
+    target = smooth_net(inputs).argmax(1)
+    order = torch.tensor([4, 0, 5])
+    with keyed(3, torch.arange(6)):
+        whole = attack(smooth_net, inputs, target)
+    with keyed(3, order):
+        assert_close(attack(smooth_net, inputs[order], target[order]), whole[order], atol=1e-12, rtol=0)
+
+
+@every_attack
+def test_saturated_images_stay_finite_and_in_budget(attack):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
+    with torch.no_grad():
+        net[1].weight.mul_(1e4)
+    inputs = torch.rand(4, 2, 4, 4)
+    points = attack(net, inputs, net(inputs).argmax(1))  # the cross entropy is exactly flat
+    assert points.isfinite().all()
+    assert (norm_of(attack).length(points - inputs) <= attack.epsilon + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: FGSM(epsilon=0.0), "`epsilon` must be greater than 0, got 0.0"),
+        (lambda: FGSM(epsilon=0.1, step_size=-1.0), "`step_size` must be greater than 0, got -1.0"),
+        (lambda: LinfPGD(epsilon=-0.1), "`epsilon` must be greater than 0, got -0.1"),
+        (lambda: LinfPGD(epsilon=float("nan")), "`epsilon` must be greater than 0, got nan"),
+        (lambda: LinfPGD(epsilon=0.1, steps=0), "`steps` must be at least 1, got 0"),
+        (lambda: L2PGD(epsilon=0.1, step_size=0.0), "`step_size` must be greater than 0, got 0.0"),
+    ],
+)
+def test_bad_arguments_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
