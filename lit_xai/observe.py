@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from lit_xai import randomness
-from lit_xai.attacks.base import remembering
 from lit_xai.attributions.base import Attribution
+from lit_xai.memory import once, remembering
 from lit_xai.metrics.base import Metric
 from lit_xai.types import Images, Labels, Masks, Scores
 
@@ -94,8 +95,8 @@ def explain(
 ) -> Explanation:
     """Explain one batch with every attribution, and score each map with every metric that applies to it.
 
-    The one code path of the callbacks, of `lit-xai explain` and of the study. Boundary searches are shared:
-    the same search of the same batch is done once, whoever asks.
+    The one code path of the callbacks and of `lit-xai explain`. What is asked for twice is computed once: a
+    search that several maps and metrics are built on, a plain map that a boundary map is compared with.
 
     Args:
         model: The network, unwrapped.
@@ -117,7 +118,8 @@ def explain(
             own = {name: metric for name, metric in metrics.items() if about_model(metric)}
             seen.scores[MODEL] = {name: metric.named(**batch) for name, metric in own.items()}
             for name, attribution in attributions.items():
-                maps = attribution(model, inputs, target).detach()
+                maps = once(attribution, model, inputs, target, partial(attribution, model, inputs, target))
+                maps = maps.detach()
                 seen.maps[name] = maps
                 given = batch | {"attributions": maps, "attribution": attribution}
                 seen.scores[name] = {

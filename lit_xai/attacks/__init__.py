@@ -1,6 +1,6 @@
 """Attacks: neighbours of an image that change a decision."""
 
-from lit_xai.attacks.base import Attack, Boundary, Search, remembering
+from lit_xai.attacks.base import Attack, Boundary, Search
 from lit_xai.attacks.boundary import DDN
 from lit_xai.attacks.norms import L2, Linf, Norm
 from lit_xai.attacks.pgd import FGSM, L2PGD, LinfPGD
@@ -16,5 +16,4 @@ __all__ = [
     "LinfPGD",
     "Norm",
     "Search",
-    "remembering",
 ]

@@ -1,17 +1,13 @@
 """The contract of this room: an attack answers a decision with a neighbouring image."""
 
 import abc
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from lit_xai.memory import once
 from lit_xai.types import Flags, Images, Labels, Scores
-
-_FOUND: ContextVar[dict[object, tuple[object, "Boundary"]] | None] = ContextVar("found", default=None)
 
 
 class Attack(abc.ABC):
@@ -60,36 +56,7 @@ class Search(Attack):
 
         Inside `remembering()`, the same search of the same tensors, or of views on all of them, is done once.
         """
-        memory = _FOUND.get()
-        if memory is None:
-            return self.find(model, inputs, target)
-        question = (self, id(model), _identity(inputs), _identity(target))
-        if question not in memory:
-            # Model and tensors are kept beside the answer, so that their places cannot be given to others.
-            memory[question] = ((model, inputs, target), self.find(model, inputs, target))
-        return memory[question][1]
+        return once(self, model, inputs, target, lambda: self.find(model, inputs, target))
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         return self.search(model, inputs, target).points
-
-
-def _identity(tensor: Tensor) -> tuple[object, ...]:
-    """What two tensors share exactly if they show the same memory in the same state."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return (tensor.device, tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype)
-
-
-@contextmanager
-def remembering() -> Iterator[None]:
-    """Within this context every search is done once per (search, model, inputs, target).
-
-    The model must not change inside. A context inside another shares the outer memory.
-    """
-    if _FOUND.get() is not None:
-        yield
-        return
-    token = _FOUND.set({})
-    try:
-        yield
-    finally:
-        _FOUND.reset(token)

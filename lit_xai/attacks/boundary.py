@@ -21,7 +21,7 @@ Rows = Float[Tensor, "some rival"]
 
 _L2 = L2()
 _NEAR = 5e-5  # a point is on the boundary when -margin is about this share of the input's margin
-_SHARPNESS = 4.0  # how much the nearest rival outweighs the others, in units of 1 / its distance
+_SHARPNESS = 3.0  # how much the nearest rival outweighs the others, in units of 1 / its distance
 _GROWTH = 1.2  # growth of the radius per step until the first flip
 
 

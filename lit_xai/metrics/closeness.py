@@ -7,6 +7,7 @@ from torch import nn
 
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.boundary import OnBoundary
+from lit_xai.memory import once
 from lit_xai.metrics.base import Metric, Quantity
 from lit_xai.metrics.robustness import crossed, margin_and_slope
 from lit_xai.types import Images, Labels, Scores
@@ -73,7 +74,9 @@ class Closeness(Metric):
     ) -> dict[str, Scores]:
         boundary = attribution.search.search(model, inputs, target)
         distance = boundary.distance.double()
-        scores = closeness(attribution.plain(model, inputs, target), attributions, distance)
+        twin = attribution.plain
+        plain = once(twin, model, inputs, target, lambda: twin(model, inputs, target))
+        scores = closeness(plain, attributions, distance)
         margin, slope = margin_and_slope(model, inputs, target, boundary.label)
         scores["kappa"] = margin.double() / (slope.flatten(1).double().norm(dim=1) * distance)
         return {name: column.where(crossed(boundary), math.nan) for name, column in scores.items()}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_xai.attacks import Boundary, Search, remembering
+from lit_xai.attacks import Boundary, Search
+from lit_xai.memory import remembering
 
 ASKED = []
 

@@ -50,8 +50,8 @@ def digits_net(epsilon):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(net(images), target[index]).backward()
                 optimizer.step()
-    held = inputs[1400:1500]
-    assert (net(held).argmax(1) == target[1400:1500]).float().mean() > 0.8
+    held = inputs[1400:]
+    assert (net(held).argmax(1) == target[1400:]).float().mean() > 0.8
     return net.eval().requires_grad_(False), held, net(held).argmax(1)
 
 
@@ -90,9 +90,10 @@ def test_distance_of_a_linear_classifier_is_that_of_the_closest_hyperplane(class
     distance, rival = linear_distances(case)
     assert_close(found.distance, distance, atol=1e-4, rtol=1e-4)
     assert torch.equal(found.label, rival)
-    assert found.forwards.max() <= 8  # the first foot is the point: nothing is left to search
+    assert found.forwards.max() <= 10  # the first foot is the point: little is left to search
 
 
+@torch.no_grad()
 def test_distances_of_many_linear_classifiers_of_ten_classes():
     worst = 0.0
     for seed in range(5):

@@ -9,7 +9,7 @@ from rows import nearest
 from subjects import linear_case
 from torch import Tensor, nn
 
-from lit_xai.attacks.base import Boundary, Search, remembering
+from lit_xai.attacks.base import Boundary, Search
 from lit_xai.attributions import (
     BoundaryIntegratedGradients,
     BoundarySaliency,
@@ -19,6 +19,7 @@ from lit_xai.attributions import (
     OnBoundary,
     Saliency,
 )
+from lit_xai.memory import remembering
 from lit_xai.types import Flags, Images, Labels
 
 calls: list[int] = []

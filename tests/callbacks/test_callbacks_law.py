@@ -12,6 +12,7 @@ from lit_xai.attacks import DDN, L2PGD
 from lit_xai.attributions import (
     BoundaryIntegratedGradients,
     BoundarySaliency,
+    Margin,
     Saliency,
     SmoothGrad,
 )
@@ -137,4 +138,17 @@ def test_a_search_is_done_once_for_all_who_ask() -> None:
         return len(looks)
 
     search = passes({}, distance) - 1  # one look for the checks of the point
-    assert passes({**saliency, "c": BoundarySaliency(SEARCH)}, distance) == search + 1 + 2
+    assert passes({**saliency, "c": BoundarySaliency(SEARCH, Margin())}, distance) == search + 1 + 2
+
+
+def test_the_plain_twin_of_a_boundary_map_is_computed_once() -> None:
+    model = net(1, 3).eval()
+    looks: list[int] = []
+    model.register_forward_hook(lambda *_: looks.append(1))
+    inputs, target = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    boundary, closeness = {"b": BoundarySaliency(SEARCH)}, {"close": Closeness()}
+    explain(model, inputs, target, boundary, closeness, seed=0)
+    alone = len(looks)
+    looks.clear()
+    explain(model, inputs, target, {"plain": Saliency(), **boundary}, closeness, seed=0)
+    assert len(looks) == alone
