@@ -107,18 +107,12 @@ def efficiency(fn: Callable[[], object], model: nn.Module, batch: Tensor, repeat
     """
     with Meter(model) as meter:
         fn()
-    bare_forward(model, batch)
-    bare_gradient(model, batch)
-    # Short passes are repeated within a round, so that a round is long enough to be timed.
-    times = max(1, round(0.2 / max(clock(lambda: bare_gradient(model, batch)), 1e-6)))
-    rounds = [
-        (
-            clock(lambda: bare_forward(model, batch), times),
-            clock(lambda: bare_gradient(model, batch), times),
-            clock(fn),
-        )
-        for _ in range(repeats)
-    ]
+    # Each is called as often in a round as it takes to be long enough for the clock.
+    parts = (lambda: bare_forward(model, batch), lambda: bare_gradient(model, batch), fn)
+    for part in parts:
+        part()
+    times = [max(1, round(0.2 / max(clock(part), 1e-6))) for part in parts]
+    rounds = [[clock(*part) for part in zip(parts, times, strict=True)] for _ in range(repeats)]
     forward, gradient, seconds = (statistics.median(column) for column in zip(*rounds, strict=True))
     return Efficiency(meter.forwards, meter.backwards, forward, gradient, seconds, len(batch))
 

@@ -11,29 +11,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from lit_xai.pictures import PALETTE, flaw, photograph, shades
 from lit_xai.study.record import Record, in_order
 from lit_xai.study.tables import Study, significant
 
-PERCENTILE = 99.0  # of a map's absolute values: full colour; beyond, colours are clipped
 MOST_IMAGES = 8
 MOST_PIXELS = 8_000_000  # over all maps of the page
-NEGATIVE, MIDDLE, POSITIVE = (33, 86, 165), (247, 247, 245), (190, 39, 45)  # blue, white, red
-UNKNOWN = (150, 150, 150)  # where a map is not finite
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-STEPS = 127  # shades on each side of zero
-
-
-def diverging(share: float) -> tuple[int, ...]:
-    """The colour of a share of full scale, -1 to 1: linear from white to blue or to red."""
-    end = NEGATIVE if share < 0 else POSITIVE
-    return tuple(round(m + (e - m) * abs(share)) for m, e in zip(MIDDLE, end, strict=True))
-
-
-PALETTE = bytes(
-    channel
-    for colour in (*(diverging(step / STEPS) for step in range(-STEPS, STEPS + 1)), UNKNOWN)
-    for channel in colour
-)
 
 
 @dataclass(frozen=True)
@@ -161,7 +145,7 @@ def gallery(study: Study) -> Gallery | None:
     shown = sorted({epoch for _, epoch in books}, reverse=True)
     panels = [panel(records, books, methods, image, epoch) for image in ids for epoch in shown]
     first = next(iter(books.values()))
-    thumbs = [picture(first.inputs[first.ids.index(image)]) for image in ids]
+    thumbs = [png(photograph(first.inputs[first.ids.index(image)])) for image in ids]
     return Gallery(methods, ids, thumbs, shown, panels, len(shared), problems)
 
 
@@ -196,7 +180,7 @@ def panel(
         at = book.ids.index(image)
         target = book.target[at]
         tiles = [tile(book.maps[name][at]) if name in book.maps else None for name in methods]
-        shown = picture(book.inputs[at])
+        shown = png(photograph(book.inputs[at]))
         guess = book.prediction[at]
         rows.append(Row(record.regime, record.name, shown, guess, guess == target, tiles))
     return Panel(image, target, epoch, rows)
@@ -224,27 +208,11 @@ def common(lists: list[list[int]]) -> list[int]:
 
 
 def tile(relevance: Float[np.ndarray, "channel height width"]) -> Tile:
-    """Paint a signed map: summed over channels, blue below zero, white at zero, red above.
-
-    Full colour is the map's own 99th percentile of absolute values, the same on both sides of zero.
-    """
-    signed = relevance.astype(np.float64).sum(axis=0)
-    finite = np.isfinite(signed)
-    size = np.abs(signed[finite])
-    scale = (float(np.percentile(size, PERCENTILE)) or float(size.max())) if finite.any() else 0.0
-    share = np.clip(np.where(finite, signed, 0) / (scale or 1.0), -1, 1)
-    uri = png(np.where(finite, np.round(STEPS * share) + STEPS, 255).astype(np.uint8), PALETTE)
-    if not finite.all():
-        part = "not finite" if not finite.any() else f"{100 * (1 - finite.mean()):.0f} % not finite"
-        return Tile(uri, f"±{significant(scale)}" if scale else "", part)
-    return Tile(uri, f"±{significant(scale)}") if scale else Tile(uri, note="all zero")
-
-
-def picture(pixels: Float[np.ndarray, "channel height width"]) -> str:
-    """An input as a data URI: colours for three channels, otherwise the channels' mean in grey."""
-    shown = np.rint(np.nan_to_num(pixels).clip(0, 1) * 255)
-    shown = shown.transpose(1, 2, 0) if len(shown) == 3 else shown.mean(axis=0)
-    return png(shown.astype(np.uint8))
+    """Paint a signed map, with its scale and what is wrong with it."""
+    indices, scale = shades(relevance)
+    return Tile(
+        png(indices, PALETTE.tobytes()), f"±{significant(scale)}" if scale > 0 else "", flaw(relevance, scale)
+    )
 
 
 def png(pixels: UInt8[np.ndarray, "height width *channel"], palette: bytes = b"") -> str:

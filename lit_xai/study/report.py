@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_xai import __version__
+from lit_xai.pictures import PERCENTILE
 from lit_xai.study import figures, gallery, page
 from lit_xai.study.findings import DRAWS, FEW_RUNS, flags, sentences
 from lit_xai.study.plan import Plan
@@ -152,7 +153,7 @@ def render(study: Study, title: str) -> str:
         few=FEW_RUNS,
         draws=DRAWS,
         gallery=gallery.gallery(study),
-        percentile=gallery.PERCENTILE,
+        percentile=PERCENTILE,
         flags=raised,
         runs=[page.run_row(record) for record in study.records],
         versions=page.shared(study, "versions"),

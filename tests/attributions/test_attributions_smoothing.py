@@ -1,5 +1,8 @@
 """SmoothGrad: closed form on a quadratic, rate of its error, Captum's tunnel, keyed noise."""
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+
 import captum.attr
 import numpy
 import pytest
@@ -8,7 +11,8 @@ from subjects import Recorder, linear_case
 from torch import Tensor, nn
 
 from lit_xai import randomness
-from lit_xai.attributions import InputXGradient, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.attributions import Attribution, InputXGradient, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.types import Images, Labels
 
 TARGET = torch.zeros(64, dtype=torch.int64)
 
@@ -125,6 +129,22 @@ def test_other_maps_can_be_smoothed_too(smooth_net):
     for base in (InputXGradient(), IntegratedGradients(steps=4)):
         maps = SmoothGrad(sigma=1e-7, samples=2, base=base)(smooth_net, inputs, target)
         torch.testing.assert_close(maps, base(smooth_net, inputs, target), rtol=1e-4, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Noise(Attribution):
+    """A map that is nothing but its own draws."""
+
+    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        return randomness.normal(randomness.keys(inputs, "noise"), 0, inputs.shape[1:], inputs.dtype)
+
+
+def test_the_smoothed_map_draws_afresh_for_every_sample_and_image(relu_net, batch):
+    for keyed in (randomness.keyed(0, torch.arange(5)), nullcontext()):
+        with keyed:
+            maps = SmoothGrad(samples=400, base=Noise())(relu_net, *batch)
+        assert float(maps.std()) == pytest.approx(1 / 20, rel=0.1)
+        assert (numpy.corrcoef(maps.flatten(1)) - numpy.eye(5)).max() < 0.4
 
 
 def test_passes_are_exactly_images_times_samples(relu_net, batch):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_xai.pictures import MIDDLE, NEGATIVE, POSITIVE, UNKNOWN, photograph
 from lit_xai.study import read_run
-from lit_xai.study.gallery import MIDDLE, NEGATIVE, POSITIVE, UNKNOWN, gallery, picture, tile
+from lit_xai.study.gallery import gallery, png, tile
 from lit_xai.study.tables import Study
 
 
@@ -56,7 +57,7 @@ def test_maps_that_say_nothing_are_marked():
 def test_inputs_are_shown_as_they_are(channels):
     image = np.random.default_rng(0).random((channels, 5, 4)).astype("f4")
     image[0, 0, 0] = np.nan
-    shown = pixels(picture(image)).astype(int)
+    shown = pixels(png(photograph(image))).astype(int)
     assert shown.shape == (5, 4, 3)
     wanted = np.nan_to_num(image) * 255
     wanted = wanted if channels == 3 else wanted.mean(0, keepdims=True).repeat(3, axis=0)
