@@ -70,7 +70,7 @@ def uniform(
     keys: Keys, stream: int, shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch ..."]:
     """Uniform draws in the open interval (0, 1), shape (batch, *shape)."""
-    grain = 24 if dtype == torch.float32 else 52
+    grain = 23 if dtype == torch.float32 else 52  # one bit below the mantissa: rounding never reaches 1
     whole = (bits(keys, stream, shape) >> (64 - grain)) & ((1 << grain) - 1)
     return (whole.to(dtype) + 0.5) * 2.0**-grain
 

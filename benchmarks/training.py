@@ -1,0 +1,162 @@
+"""What observing, Bort and certifying cost: `python -m benchmarks.training [--save]`, from the repository.
+
+* A training epoch of the quickstart with its callbacks: passes counted over time measured, and the share of
+  the epoch that observing takes. A training step costs 3 units an image, for the gradient of the weights.
+* Bort's step over that of its base optimizer, as a share of a whole training step of ResNet-18, batch 128.
+* Certificates: noisy copies per second, over bare forward passes per second.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import nn
+
+from benchmarks.passes import Meter, bare_forward, clock, efficiency, machine
+from lit_xai import randomness
+from lit_xai.cli.trainer import Command, quiet
+from lit_xai.models import ResNet18, SmallCNN, Smoothed
+from lit_xai.optim import BortAdamW, BortSGD
+
+RESULTS = Path(__file__).parent / "results"
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+
+
+class Epochs(L.Callback):
+    """Seconds of every epoch, of its training, and of all observers together."""
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+        self.training: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.training.append(time.perf_counter() - self._start)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epochs.append(time.perf_counter() - self._start)
+
+
+def observed_epoch() -> dict[str, float]:
+    """One quickstart training of four epochs, metered; the first is left out of the times."""
+    watch, epochs = Epochs(), 4
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            f"--config={QUICKSTART}",
+            f"--out={folder}",
+            "--wandb=disabled",
+            f"--trainer.max_epochs={epochs}",
+        ]
+        command = Command([*words, "--trainer.accelerator=cpu"], "fit")
+        command.trainer.callbacks.insert(0, watch)
+        model = command.model.model
+        with Meter(model) as meter:
+            command.trainer.fit(command.model, command.datamodule)
+        inputs = next(iter(command.datamodule.train_dataloader()))[0][:64]
+        target = torch.zeros(len(inputs), dtype=torch.int64)
+    model.eval().requires_grad_(False)
+    seen = efficiency(lambda: bare_forward(model, inputs), model, inputs)
+    model.requires_grad_(True)
+
+    def step() -> None:
+        loss = nn.functional.cross_entropy(model(inputs), target)
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    trained = epochs * len(command.datamodule.train_dataloader().dataset)
+    per_step = statistics.median(clock(step, 5) for _ in range(7)) / len(inputs)
+    # The meter saw training steps too: each is one forward and one backward pass.
+    gradients = meter.backwards - trained
+    forwards = meter.forwards - trained - gradients
+    bare = forwards * seen.bare_forward + gradients * seen.bare_gradient
+    bare = (bare / len(inputs) + trained * per_step) / epochs
+    epoch, training = (statistics.median(times[1:]) for times in (watch.epochs, watch.training))
+    return {
+        "seconds_per_epoch": epoch,
+        "share_of_training": training / epoch,
+        "share_of_observing": 1 - training / epoch,
+        "training_images": trained / epochs,
+        "observing_forwards": (meter.forwards - trained) / epochs,
+        "observing_gradients": gradients / epochs,
+        "efficiency": bare / epoch,
+    }
+
+
+def bort_steps() -> list[dict[str, object]]:
+    """Seconds of an optimizer step with and without Bort, beside those of forward and backward pass."""
+    rows: list[dict[str, object]] = []
+    inputs, target = torch.rand(128, 3, 32, 32), torch.arange(128) % 10
+    model = ResNet18(3, 10)
+    nn.functional.cross_entropy(model(inputs), target).backward()
+
+    def passes() -> None:
+        torch.autograd.grad(nn.functional.cross_entropy(model(inputs), target), list(model.parameters()))
+
+    whole = statistics.median(clock(passes) for _ in range(3))
+    pairs: dict[str, tuple[Callable[[], torch.optim.Optimizer], Callable[[], torch.optim.Optimizer]]] = {
+        "SGD": (
+            lambda: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
+            lambda: BortSGD(model.parameters(), lr=1e-3, momentum=0.9, gamma=0.1),
+        ),
+        "AdamW": (
+            lambda: torch.optim.AdamW(model.parameters(), lr=1e-3),
+            lambda: BortAdamW(model.parameters(), lr=1e-3, gamma=0.1),
+        ),
+    }
+    for name, (base, bort) in pairs.items():
+        plain, constrained = (
+            statistics.median(clock(optimizer.step, 2) for _ in range(5)) for optimizer in (base(), bort())
+        )
+        rows.append(
+            {
+                "base": name,
+                "step": plain,
+                "bort_step": constrained,
+                "forward_and_backward": whole,
+                "overhead_of_a_training_step": (constrained - plain) / (whole + plain),
+            }
+        )
+    return rows
+
+
+def certificates() -> dict[str, float]:
+    """Cost of a vote, over that of a bare forward pass of as many images."""
+    model = SmallCNN(1, 10).eval().requires_grad_(False)
+    images, votes, chunk = torch.rand(8, 1, 28, 28), 2000, 512
+    smoothed = Smoothed(model, sigma=0.25)
+    bare = statistics.median(
+        clock(lambda: bare_forward(model, torch.rand(chunk, 1, 28, 28)), 3) for _ in range(5)
+    )
+
+    def certify() -> None:
+        with randomness.keyed(0, torch.arange(len(images))):
+            smoothed.certify(images, n0=100, n=votes, chunk=chunk)
+
+    seconds = statistics.median(clock(certify) for _ in range(5))
+    count = len(images) * (votes + 100)
+    return {"votes": count, "seconds": seconds, "efficiency": count * bare / chunk / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/training.json")
+    save = parser.parse_args().save
+    quiet()
+    torch.set_num_threads(1)
+    found = {"machine": machine(), "epoch": observed_epoch(), "bort": bort_steps(), "certify": certificates()}
+    print(json.dumps(found, indent=1))
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "training.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
