@@ -39,7 +39,7 @@ class IntegratedGradients(Attribution):
     baseline: float = 0.0
     score: Score = field(default_factory=Logit)
     rule: Rule = "trapezoid"
-    chunk: int = 256
+    chunk: int = 64
 
     def __post_init__(self) -> None:
         require_path(self.rule, self.steps, self.chunk)

@@ -33,7 +33,7 @@ class SmoothGrad(Attribution):
     sigma: float = 0.15
     samples: int = 16
     base: Attribution = field(default_factory=Saliency)
-    chunk: int = 256
+    chunk: int = 64
 
     def __post_init__(self) -> None:
         require_positive(sigma=self.sigma)

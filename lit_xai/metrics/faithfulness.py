@@ -216,7 +216,7 @@ class Perturbation(Metric):
         removal: Removal = BLACK,
         start: Removal = BLURRED,
         reduction: Reduction = SIGNED,
-        chunk: int = 256,
+        chunk: int = 64,
     ) -> None:
         require_at_least(1, steps=steps, chunk=chunk)
         super().__init__()
