@@ -1,5 +1,6 @@
 """The one LightningModule: a network, what its batches are asked to minimise, and what steps."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ class Classifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         offered = getattr(self.trainer.datamodule, "classes", None)  # type: ignore[attr-defined]
         require(
-            offered in (None, self.classes),
+            not isinstance(offered, int) or offered == self.classes,
             f"`model.classes` must be the number of classes of the data, {offered}, got {self.classes}.",
         )
 
@@ -110,7 +111,9 @@ class Classifier(L.LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.schedule is None:
             return optimizer
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        require(math.isfinite(steps), "`schedule` needs a run that ends: set `trainer.max_epochs`.")
+        scheduler = self.schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
@@ -126,6 +129,10 @@ class Classifier(L.LightningModule):
         )
 
     def _checked_batch(self, stage: str, batch: Sequence[Tensor]) -> tuple[Images, Labels]:
+        if stage not in self._checked and not (isinstance(batch, tuple | list) and len(batch) > 1):
+            raise TypeError(
+                f"a batch must be (images, labels) or (images, labels, masks), got {type(batch)}."
+            )
         inputs, target = batch[0], batch[1]
         if stage not in self._checked:
             check_batch(inputs, target, self.channels, self.classes)

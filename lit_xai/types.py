@@ -6,6 +6,7 @@
 * `steps` are sequential, `samples` are random, `chunk` bounds how many images pass a model at once.
 """
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -67,6 +68,9 @@ def check_batch(inputs: Tensor, target: Tensor, channels: int, classes: int) -> 
         f"images must have shape (batch, {channels}, height, width), got {shape}: set `model.channels`, "
         "or mend the data.",
     )
+    require(
+        inputs.is_floating_point(), f"pixels must be floats in [0, 1], got {inputs.dtype}: divide by 255."
+    )
     require(bool(inputs.isfinite().all()), "pixels must be finite, got NaN or infinity in the first batch.")
     low, high = float(inputs.min()), float(inputs.max())
     remedy = (
@@ -75,6 +79,10 @@ def check_batch(inputs: Tensor, target: Tensor, channels: int, classes: int) -> 
     require(
         low >= 0 and high <= 1,
         f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}] in the first batch: {remedy}.",
+    )
+    require(
+        target.ndim == 1 and target.dtype == torch.int64,
+        f"labels must be int64 of shape (batch), got {target.dtype} of shape {tuple(target.shape)}.",
     )
     least, most = int(target.min()), int(target.max())
     require(

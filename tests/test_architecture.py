@@ -17,16 +17,19 @@ from rows import ATTACKS, ATTRIBUTIONS, METRICS, OBJECTIVES, Row
 
 import lit_xai
 from lit_xai.attacks.base import Attack
+from lit_xai.attacks.norms import Norm
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.score import Score
-from lit_xai.metrics.base import VOCABULARY, Metric
+from lit_xai.metrics.base import VOCABULARY, Metric, Reduction
+from lit_xai.metrics.faithfulness import Removal
 from lit_xai.objectives.base import Objective
 from lit_xai.optim.schedule import Schedule
 
 ROOMS = ("attacks", "attributions", "metrics", "models", "objectives", "optim")
 ROOT = Path(lit_xai.__file__).parent
 CONFIGS = ROOT.parent / "configs"
-NOUNS = (Attack, Attribution, Score, Objective, Metric, Schedule, torch.optim.Optimizer)
+STATELESS = (Attack, Norm, Attribution, Score, Schedule, Reduction, Removal)
+NOUNS = (*STATELESS, Objective, Metric, torch.optim.Optimizer)
 PROVEN = {Attack: ATTACKS, Attribution: ATTRIBUTIONS, Objective: OBJECTIVES, Metric: METRICS}
 
 
@@ -93,7 +96,7 @@ def test_two_levels_of_class_never_three(room: str, thing: type):
 
 @pytest.mark.parametrize(
     ("room", "thing"),
-    [p for p in ALGORITHMS if issubclass(p.values[1], (Attack, Attribution, Score, Schedule))],
+    [p for p in ALGORITHMS if issubclass(p.values[1], STATELESS)],
 )
 def test_stateless_algorithms_are_frozen_dataclasses(room: str, thing: type):
     assert dataclasses.is_dataclass(thing)

@@ -29,7 +29,8 @@ class Boundary:
     Args:
         points: On the far side of the decision boundary where `found`, else the input itself.
         distance: l2 distance to the input in pixel units; 0 for an input that is not of class `target`
-            to begin with, infinite where no boundary was found.
+            to begin with (one whose logits are not finite is of no class), infinite where no boundary was
+            found.
         found: Whether the point was checked to flip the decision.
         label: Class predicted at the point.
         forwards: Forward passes spent on this image.

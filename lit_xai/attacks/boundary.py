@@ -131,7 +131,8 @@ class _Ledger:
         self.model, self.inputs, self.target = model, inputs, target
         self.margin, self.label = _margin(logits, target), logits.argmax(dim=1)
         self.start, self.slack = self.margin.clone(), torch.maximum(_NEAR / 2 * self.margin, rounding)
-        self.away = self.label != target
+        # Logits that are not finite predict nothing, whichever of them `argmax` names.
+        self.away = (self.label != target) | ~logits.isfinite().all(dim=1)
         self.found, self.points = self.away.clone(), inputs.clone()
         self.length = torch.full_like(self.margin, math.inf)
         self.slopes = torch.ones_like(logits)
@@ -179,6 +180,9 @@ class _Ledger:
         self.slopes[index] = mean.expand_as(logits).scatter(1, some, slope)
         gaps = _gaps(logits, own, self.slopes[index]).gather(1, some)
         gap, nearest = gaps.min(dim=1)
+        # On a tie the linearised distance is 0, and rounding hides the flip: go as far as shows it.
+        least = 2 * self.slack[index] / slope.gather(1, nearest[:, None])[:, 0]
+        gap = ((gap + least) / (1 + _NEAR)).clamp(min=torch.finfo(points.dtype).eps)
         towards = torch.stack(uphill)[nearest, torch.arange(len(index), device=index.device)]
         foot = points + _column((1 + _NEAR) * gap.clamp(max=self.diagonal)) * towards
         _, flips, nearer = self.look(index, foot.clamp(0, 1))

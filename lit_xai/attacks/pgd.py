@@ -1,10 +1,10 @@
 """Projected gradient ascent on the cross entropy: the worst neighbour within a budget."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from lit_xai.attacks.base import Attack
 from lit_xai.attacks.norms import L2, Linf, Norm
@@ -110,8 +110,11 @@ def ascend(
 ) -> Images:
     """Raise the cross entropy for `steps` steps inside ball and box: exactly one gradient per step.
 
-    The loss is summed over the batch, so that images do not see each other and small gradients survive half
-    precision. The model runs in the mode in which it is given: in train mode, batch statistics move.
+    Steps have a length of their own, so only the direction of the gradient counts. It is taken of
+    h = log sum_{j != y} exp f_j - f_y instead of CE = log(1 + e^h): the same direction, but where the model is
+    sure of itself the gradient of CE rounds to zero, first in f_y, then in all. Summed over the batch, so that
+    images do not see each other. The model runs in the mode in which it is given: in train mode, batch
+    statistics move.
     """
     inputs = inputs.detach()
     points = inputs
@@ -135,6 +138,7 @@ def _check(epsilon: float, steps: int, step_size: float | None) -> None:
 def _loss_gradient(model: nn.Module, points: Images, target: Labels) -> Images:
     with torch.enable_grad():
         points = points.detach().requires_grad_()
-        loss = cross_entropy(model(points), target, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, points)
+        logits, own = model(points), target[:, None]
+        others = logits.scatter(1, own, -math.inf).logsumexp(dim=1)
+        (gradient,) = torch.autograd.grad((others - logits.gather(1, own)[:, 0]).sum(), points)
     return gradient

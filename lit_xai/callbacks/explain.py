@@ -33,7 +33,7 @@ class Explain(Probe):
         pictures_every_n_epochs: Keep maps of these epochs too; 0 for the first and the last alone.
 
     Raises:
-        ValueError: A number is below its least value, or nothing is there to explain.
+        ValueError: A number is below its least value.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_xai.attributions.base import Attribution
 from lit_xai.metrics.base import Metric
@@ -78,7 +78,7 @@ class Probe(L.Callback, abc.ABC):
         self.every_n_epochs, self.seed, self.target = every_n_epochs, seed, target
         self.pictures = pictures
         self.values: dict[str, float] = {}
-        self.seconds = 0.0
+        self._looked = False
         self._share: Share | None = None
 
     @abc.abstractmethod
@@ -104,20 +104,34 @@ class Probe(L.Callback, abc.ABC):
             for name, quantity in self.metrics[metric].quantities.items()
         }
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Each verb has its own images, and its own first look.
+        self._share, self._looked = None, False
+        probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
+        mine = self.quantities()
+        twice = [key for probe in probes if probe is not self for key in probe.quantities() if key in mine]
+        require(
+            not twice,
+            f"two callbacks would log `{(twice or [''])[0]}`: give the metric another name in one of them.",
+        )
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         refuse_sharded(trainer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not self._pairs():
+        if trainer.sanity_checking or not (self.attributions or self._pairs()):
             return
-        if self._due(trainer) or not self.values:
+        seconds = 0.0
+        if self._due(trainer) or not self._looked:
             start = time.perf_counter()
             table, pictures = self._look(trainer, pl_module)
             self.values = self._averages(table)
             self.keep(trainer, table, pictures)
-            self.seconds = time.perf_counter() - start
-        pl_module.log_dict(self.values)
-        pl_module.log(f"time/{type(self).__name__.lower()}", self.seconds)
+            self._looked = True
+            seconds = time.perf_counter() - start
+            # An epoch that is not looked at logs nothing; the trainer keeps the values for its checkpoints.
+            pl_module.log_dict(self.values)
+        pl_module.log(f"time/{type(self).__name__.lower()}", seconds)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_validation_epoch_end(trainer, pl_module)
@@ -148,7 +162,8 @@ class Probe(L.Callback, abc.ABC):
         share, model = self.share(trainer, pl_module), pl_module.model
         tables: list[dict[str, Tensor]] = []
         pictures: list[dict[str, Tensor]] = []
-        for rows in torch.split(torch.arange(len(share.ids)), self.batch_size):
+        for first in range(0, len(share.ids), self.batch_size):  # none, on a process without images
+            rows = slice(first, first + self.batch_size)
             inputs, target, ids = share.inputs[rows], share.target[rows], share.ids[rows]
             mask = None if share.mask is None else share.mask[rows]
             with observing(model, self.seed), torch.no_grad():
@@ -159,8 +174,8 @@ class Probe(L.Callback, abc.ABC):
             tables.append({"ids": ids, **seen.flat()})
             maps = {f"maps/{name}": value for name, value in seen.maps.items()}
             shown = {"ids": ids, "inputs": inputs, "target": target, "prediction": prediction, **maps}
-            first = ids <= share.last_picture
-            pictures.append({key: value[first] for key, value in shown.items()})
+            kept = ids <= share.last_picture
+            pictures.append({key: value[kept] for key, value in shown.items()})
         return gather(tables), gather(pictures)
 
     def _averages(self, table: Table) -> dict[str, float]:
@@ -190,19 +205,24 @@ def fitting(trainer: L.Trainer) -> bool:
 
 
 def refuse_sharded(trainer: L.Trainer) -> None:
-    """Refuse strategies that spread one weight over processes: attributions read whole weights."""
+    """Refuse weights that are spread over processes, or of half precision: attributions read whole ones."""
     name = type(trainer.strategy).__name__
     require(
         not any(kind in name for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
         f"explaining needs whole weights on each device, and {name} splits them: "
         "use `--trainer.strategy ddp`.",
     )
+    require(
+        str(trainer.precision) not in ("bf16-true", "16-true"),
+        f"explaining needs weights of at least float32, and precision {trainer.precision} halves them: "
+        "use `--trainer.precision bf16-mixed`.",
+    )
 
 
 def _read(trainer: L.Trainer, pl_module: Any, samples: int, seed: int, pictures: int) -> Share:
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     loader: Any = loaders[0] if isinstance(loaders, Sequence) else loaders
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise TypeError(
             "the probe is read by index: validation data must be a DataLoader over a map-style set."
         )

@@ -43,6 +43,9 @@ class RunFolder(L.Callback):
         self._write("quantities.json", {k: v for probe in probes for k, v in probe.quantities().items()})
         self._status(trainer, "running")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._status(trainer, "running")  # a run that is resumed knows its epoch only now
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._status(trainer, "running", done=trainer.current_epoch + 1)
 

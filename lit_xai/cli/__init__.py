@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
-    module = importlib.import_module(f"lit_xai.cli.{'trainer' if command in TRAINER else command}")
     try:
+        module = importlib.import_module(f"lit_xai.cli.{'trainer' if command in TRAINER else command}")
         status = module.main(command, words) if command in TRAINER else module.main(words)
         return int(status or 0)
     except SystemExit as stop:  # after --help or --print_config

@@ -52,6 +52,7 @@ def main(words: Sequence[str]) -> int:
         "weights": _fingerprint(classifier),
     }
     path = run / "certificates.tsv"
+    _drop_cut_line(path)
     _agree(path.with_suffix(".json"), terms, path)
     dataset, collate = _data(command, options.split)
     wanted = range(0, len(dataset), max(1, len(dataset) // options.images))[: options.images]
@@ -95,11 +96,11 @@ def main(words: Sequence[str]) -> int:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The certificates of a file; none if it does not exist. A last line that was cut short is left out."""
+    """The certificates of a file; none if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["samples"]]
+        rows = list(csv.DictReader(file, delimiter="\t"))
     return [
         {
             "idx": int(row["idx"]),
@@ -110,6 +111,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _drop_cut_line(path: Path) -> None:
+    """A line that was cut off while it was written is removed, or the next one would be glued to it."""
+    text = path.read_text() if path.exists() else ""
+    if text and not text.endswith("\n"):
+        path.write_text(text[: text.rfind("\n") + 1])
 
 
 def _report(rows: list[dict[str, Any]], sigma: float, path: Path) -> None:

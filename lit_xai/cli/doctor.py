@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from lit_xai.cli.options import Options
 
-MARKS = {"fine": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+MARKS = {"fine": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 Finding = tuple[str, str, str]
 
 
@@ -24,7 +25,8 @@ def main(words: Sequence[str]) -> int:
     findings = [*versions(), *devices(), *mirror(), *folders(out)]
     console = Console()
     for mark, subject, text in findings:
-        console.print(f"{MARKS[mark]:<18} {subject:<20} {text}", highlight=False)
+        line = f"{MARKS[mark]}  {subject:<20} {escape(text)}"
+        console.print(line, highlight=False, soft_wrap=True)
     return int(any(mark == "bad" for mark, _, _ in findings))
 
 

@@ -4,12 +4,14 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lit_xai.cli.options import Options
+from lit_xai.types import require
 
 ROOMS = ("attributions", "attacks", "objectives", "optim", "metrics", "models")
 
@@ -17,8 +19,13 @@ ROOMS = ("attributions", "attacks", "objectives", "optim", "metrics", "models")
 def main(words: Sequence[str]) -> int:
     """Print every public class and function of the rooms."""
     parser = Options("methods", "List what there is, with its source.")
-    parser.add_argument("room", nargs="*", choices=[*ROOMS, []], help="one or more rooms (default: all)")
+    parser.add_argument("room", nargs="*", help=f"one or more of {', '.join(ROOMS)} (default: all)")
     chosen = parser.parse_args(list(words)).room or ROOMS
+    for room in chosen:
+        near = get_close_matches(room, ROOMS, 1)
+        require(
+            room in ROOMS, f"there is no room {room!r}: {f'did you mean {near[0]!r}?' if near else ROOMS}"
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 400  # a line each, for a pager or a search

@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `predict`: verbs over one parsed configuration."""
 
+import csv
 import json
 import logging
 import sys
@@ -10,7 +11,8 @@ from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 # The rooms are imported so that a YAML may name their classes without a path.
 from lit_xai import attacks, attributions, data, metrics, models, objectives, optim  # noqa: F401
@@ -99,21 +101,25 @@ class Command(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise Refusal(in_one_line(str(error), self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         lively = sys.stderr.isatty()
         # Lightning's `save_last` would leave out every epoch that is not the best so far.
-        last = ModelCheckpoint(self.out / "checkpoints", "last", enable_version_counter=False)
+        last = ModelCheckpoint(
+            self.out / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
         callbacks: list[Callback] = [RunFolder(self.out, self.config.seed_everything), BortResidual(), last]
         callbacks.append(RichProgressBar(leave=True) if lively else EpochLines())
         chosen = self.config_init.trainer.callbacks or []
         fitting = self.verb == "fit"
-        loggers = [CsvLog(self.out), WandbMirror(self.out, self.config.wandb)] if fitting else False
+        own = [CsvLog(self.out), WandbMirror(self.out, self.config.wandb)] if fitting else []
+        more = self.config_init.trainer.logger or []  # beside the record, never in its place
+        more = [] if more is True else more if isinstance(more, list) else [more]
         return super().instantiate_trainer(
             callbacks=[*(chosen if isinstance(chosen, list) else [chosen]), *callbacks],
-            logger=self.config_init.trainer.logger or loggers,
+            logger=[*own, *more] or False,
             enable_progress_bar=lively,
             **kwargs,
         )
@@ -135,7 +141,7 @@ def main(verb: str, words: Sequence[str]) -> int:
     # Overrides come last: what a checkpoint or a saved file says never beats the command line.
     command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], verb)
     load_weights(command.model, weights)
-    return evaluate(command)
+    return predict(command) if verb == "predict" else evaluate(command)
 
 
 def fit(command: Command) -> int:
@@ -147,12 +153,16 @@ def fit(command: Command) -> int:
         f"`out` {command.out} already holds a run: add `--resume true` to go on with it, "
         "or choose another folder.",
     )
+    if resume:
+        load_weights(command.model, last)  # a broken or foreign file is refused before anything is written
     prepare(command.out, command.yaml)
     trainer = command.trainer
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": command.yaml})
     path = str(last) if resume else None
-    status = guarded(lambda: trainer.fit(command.model, command.datamodule, ckpt_path=path))
+    status = guarded(trainer, lambda: trainer.fit(command.model, command.datamodule, ckpt_path=path))
+    if status == 130:
+        print("lit-xai: `--resume true` goes on from the last finished epoch.", file=sys.stderr)
     if status == 0 and trainer.is_global_zero:
         page = command.out / "report.html"
         write_report([command.out], page, title=command.out.name)
@@ -164,7 +174,7 @@ def evaluate(command: Command) -> int:
     """Measure on validation or test images; write `<verb>.json` into the run folder."""
     trainer = command.trainer
     measure = trainer.validate if command.verb == "validate" else trainer.test
-    status = guarded(lambda: measure(command.model, datamodule=command.datamodule, verbose=False))
+    status = guarded(trainer, lambda: measure(command.model, datamodule=command.datamodule, verbose=False))
     if status == 0 and trainer.is_global_zero:
         values = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
         (command.out / f"{command.verb}.json").write_text(json.dumps(values, indent=2) + "\n")
@@ -174,18 +184,40 @@ def evaluate(command: Command) -> int:
     return status
 
 
-def guarded(action: Callable[[], object]) -> int:
+def predict(command: Command) -> int:
+    """Write `predictions.csv` into the run folder: position and class of every image to predict."""
+    trainer, classes = command.trainer, []
+    require(
+        trainer.world_size == 1,
+        f"`predict` runs on one process, got {trainer.world_size}: add `--trainer.devices 1`.",
+    )
+    status = guarded(
+        trainer, lambda: classes.extend(trainer.predict(command.model, datamodule=command.datamodule) or [])
+    )
+    if status == 0:
+        path = command.out / "predictions.csv"
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("image", "class"))
+            rows.writerows(enumerate(int(label) for batch in classes for label in batch))
+        print(f"predictions: {path}")
+    return status
+
+
+def guarded(trainer: Any, action: Callable[[], object]) -> int:
     """Run a trainer's entry point; turn its ways of stopping into an exit status."""
     try:
         action()
     except SIGTERMException:
         return 143
     except SystemExit as stop:  # Lightning turns Ctrl-C into this
-        print("lit-xai: stopped; `--resume true` goes on from the last finished epoch.", file=sys.stderr)
         return 130 if stop.code == 1 else int(stop.code or 0)
-    return 0
+    except MisconfigurationException as error:
+        raise Refusal(str(error)) from error
+    return 143 if trainer.received_sigterm else 0  # it may come too late for the loop to notice
 
 
+@rank_zero_only
 def prepare(out: Path, yaml: str) -> None:
     """Make the run folder and write the configuration, or say why that cannot be."""
     try:
@@ -209,7 +241,6 @@ _TIPS = (
     "GPU available",
     "TPU available",
     "HPU available",
-    "\U0001f4a1",
     "💡",
     "`Trainer.fit` stopped",
     "Using default",
@@ -220,5 +251,5 @@ _KNOWN_WARNINGS = (
     ".*does not have many workers.*",  # data of the small sets lie in memory
     ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
     ".*LeafSpec.*",  # lightning 2.6 on torch 2.15
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*sync_dist=True.*when logging on epoch level.*",  # what is logged is the same on every process
 )

@@ -65,7 +65,10 @@ class Reduction(abc.ABC):
 
 @dataclass(frozen=True)
 class SignedSum(Reduction):
-    """Sum over channels: evidence against the class ranks below none."""
+    """Sum over channels: evidence against the class ranks below none.
+
+    Source: by definition.
+    """
 
     def __call__(self, attributions: Images) -> Saliency:
         return attributions.sum(dim=1)
@@ -73,7 +76,10 @@ class SignedSum(Reduction):
 
 @dataclass(frozen=True)
 class AbsoluteSum(Reduction):
-    """Sum of absolute values over channels: evidence for and against the class count alike."""
+    """Sum of absolute values over channels: evidence for and against the class count alike.
+
+    Source: by definition.
+    """
 
     def __call__(self, attributions: Images) -> Saliency:
         return attributions.abs().sum(dim=1)

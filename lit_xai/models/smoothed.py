@@ -198,7 +198,7 @@ class Smoothed(nn.Module):
         counts = []
         with evaluating(self.net):
             for images, own in zip(torch.split(inputs, chunk), torch.split(keys, chunk), strict=True):
-                share = chunk // len(images)
+                share = chunk // max(1, len(images))  # a process may have no images
                 total = self._vote(images, own, 0, min(share, samples))
                 for first in range(share, samples, share):
                     total += self._vote(images, own, first, min(first + share, samples))

@@ -239,6 +239,37 @@ def test_images_of_another_class_are_their_own_boundary_point(relu_net):
     assert (found.backwards == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("lead", [0.0, 1e-8, 1e-7])
+def test_an_image_on_the_boundary_is_next_to_it(dtype, lead):
+    case = linear_case(classes=2)
+    inputs, model = case.inputs.to(dtype), case.model.to(dtype)
+    for image in inputs.split(1):
+        with torch.no_grad():
+            model[1].bias += 1 + torch.tensor([lead, 0.0], dtype=dtype) - model(image)[0]
+            target = model(image).argmax(1)
+        found = DDN().search(model, image, target)
+        assert found.found.all()
+        assert found.distance <= 1e-5
+        assert model(found.points).argmax(1) == found.label
+
+
+def test_a_net_without_biases_is_searched_from_a_black_image():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3, bias=False))  # all logits are 0 there
+    found = DDN().search(model, torch.zeros(1, 1, 3, 3), torch.tensor([0]))
+    assert found.found.all()
+    assert 0 < found.distance < 1e-5
+    assert found.label != 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("target", [0, 1])
+def test_logits_that_are_not_finite_are_of_no_class(value, target):
+    found = DDN().search(Constant(value, 0.0, value), torch.rand(2, 1, 5, 5), torch.full((2,), target))
+    assert (found.distance == 0).all()
+    assert (found.forwards == 1).all()
+
+
 @pytest.mark.parametrize("logits", [(1.0, 0.0, -1.0), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0)])
 def test_without_a_boundary_nothing_is_found(logits):
     inputs = torch.rand(3, 1, 5, 5)

@@ -150,6 +150,22 @@ def test_saturated_images_stay_finite_and_in_budget(attack):
     assert (norm_of(attack).length(points - inputs) <= attack.epsilon + 1e-6).all()
 
 
+@pytest.mark.parametrize("attack", [FGSM(epsilon=0.01), LinfPGD(epsilon=0.01)], ids=repr)
+@pytest.mark.parametrize("lead", [10.0, 30.0, 1000.0])
+def test_confidence_does_not_hide_the_way(attack, lead):
+    """The gradient of the cross entropy in float32 loses f_y beyond a lead of 17, and everything beyond 104."""
+    case = linear_case(classes=2)
+    model, inputs = case.model.float(), case.inputs.float()
+    with torch.no_grad():
+        model[1].weight[case.target[0]].mul_(5)  # so that the two classes do not ask for the same corner
+        model[1].bias[case.target[0]] += lead
+        difference = model[1].weight[1] - model[1].weight[0]
+    target = case.target[:1]
+    away = difference.sign().view_as(inputs[:1]) * (1 - 2 * target)
+    expected = inputs[:1] + 0.01 * away
+    assert_close(attack(model, inputs[:1], target), expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -226,6 +226,13 @@ def test_no_more_than_a_chunk_of_images_passes_at_once_and_none_is_wasted():
     assert sum(net.sizes) == 6 * 65
 
 
+def test_a_process_without_images_certifies_none():
+    net, images, _ = linear()
+    smoothed = Smoothed(net, 0.5)
+    assert smoothed.certify(images[:0], n0=3, n=5, chunk=4).label.shape == (0,)
+    assert smoothed.predict(images[:0], samples=5, chunk=4).shape == (0,)
+
+
 def test_the_network_votes_in_eval_mode_and_returns_to_its_modes():
     net, images, _ = linear()
     body = nn.Sequential(net, nn.Dropout(), nn.Dropout())
