@@ -46,7 +46,7 @@ METHODS: list[Attribution] = [
 # Has glibc give memory back at once: the high-water mark is then of memory in use, not of freed pieces.
 LEAN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # Images at once, and images per pass: a batch that fills a pass, and one that only packing makes fill it.
-BATCHES = {"SmallCNN": [(256, 256), (16, 256)], "ResNet20": [(64, 64), (4, 64)]}
+BATCHES = {"SmallCNN": [(64, 64), (16, 64)], "ResNet20": [(64, 64), (4, 64)]}
 
 
 def subject(name: str, images: int) -> tuple[nn.Module, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_xai.models import Normalized
 from lit_xai.objectives import CrossEntropy, Objective
 from lit_xai.optim import Schedule
+from lit_xai.optim.bort import constrain_linear_maps
 from lit_xai.types import Images, Labels, Logits, check_batch, require
 
 NetFactory = Callable[[int, int], nn.Module]
@@ -109,6 +110,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
+        constrain_linear_maps(optimizer, self.model)
         if self.schedule is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches

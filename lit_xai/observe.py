@@ -40,6 +40,7 @@ def observing(model: nn.Module, seed: int) -> Iterator[nn.Module]:
             torch.autocast("cuda" if devices else "cpu", enabled=False),
             torch.random.fork_rng(devices),
             torch.compiler.set_stance("force_eager"),
+            _full_precision(bool(devices)),
         ):
             for module, _ in modes:
                 module.training = False
@@ -52,6 +53,22 @@ def observing(model: nn.Module, seed: int) -> Iterator[nn.Module]:
             module.training = training
         for parameter, requires_grad in frozen:
             parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _full_precision(needed: bool) -> Iterator[None]:
+    """Have an accelerator compute in float32, not in the 10 bits of TF32: boundaries show the difference."""
+    if not needed:
+        yield
+        return
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def ascend(
     """Raise the cross entropy for `steps` steps inside ball and box: exactly one gradient per step.
 
     Steps have a length of their own, so only the direction of the gradient counts. It is taken of
-    h = log sum_{j != y} exp f_j - f_y instead of CE = log(1 + e^h): the same direction, but where the model is
-    sure of itself the gradient of CE rounds to zero, first in f_y, then in all. Summed over the batch, so that
-    images do not see each other. The model runs in the mode in which it is given: in train mode, batch
+    h = log sum_{j != y} exp f_j - f_y instead of CE = log(1 + e^h): the same direction, but where the model
+    is sure of itself the gradient of CE rounds to zero, first in f_y, then in all. Summed over the batch, so
+    that images do not see each other. The model runs in the mode in which it is given: in train mode, batch
     statistics move.
     """
     inputs = inputs.detach()
@@ -138,7 +138,7 @@ def _check(epsilon: float, steps: int, step_size: float | None) -> None:
 def _loss_gradient(model: nn.Module, points: Images, target: Labels) -> Images:
     with torch.enable_grad():
         points = points.detach().requires_grad_()
-        logits, own = model(points), target[:, None]
+        logits, own = model(points).to(points.dtype), target[:, None]
         others = logits.scatter(1, own, -math.inf).logsumexp(dim=1)
         (gradient,) = torch.autograd.grad((others - logits.gather(1, own)[:, 0]).sum(), points)
     return gradient

@@ -32,5 +32,5 @@ class EpochLines(L.Callback):
         spent = time.time() - self._start
         left = spent / (done - self._first) * (epochs - done)
         self._observed += sum(float(v) for k, v in metrics.items() if k.startswith("time/"))
-        share = f"explaining {self._observed / spent:.0%} of the time"
+        share = f"observing {self._observed / spent:.0%} of the time"
         print(f"epoch {done}/{epochs}  {'  '.join(shown)}  {share}  {left:.0f} s left", flush=True)

@@ -23,6 +23,10 @@ def register_types() -> None:
 def in_one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
     """The line that helps, out of the parser's message, which may be a page."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    if "Problems parsing config: while " in text:
+        return " ".join(text.replace('"<unicode string>", ', "").split()).replace(
+            "config:", "config, no YAML:"
+        )
     if "there is no " not in text:  # else the parser of a part has said it already
         unknown, missing = _first(_UNKNOWN_OPTION, text), _first(_UNKNOWN_CLASS, text)
         if unknown:

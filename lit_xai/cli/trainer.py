@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # The rooms are imported so that a YAML may name their classes without a path.
 from lit_xai import attacks, attributions, data, metrics, models, objectives, optim  # noqa: F401
@@ -162,7 +163,7 @@ def fit(command: Command) -> int:
     path = str(last) if resume else None
     status = guarded(trainer, lambda: trainer.fit(command.model, command.datamodule, ckpt_path=path))
     if status == 130:
-        print("lit-xai: `--resume true` goes on from the last finished epoch.", file=sys.stderr)
+        print("lit-xai: stopped; `--resume true` goes on from the last finished epoch.", file=sys.stderr)
     if status == 0 and trainer.is_global_zero:
         page = command.out / "report.html"
         write_report([command.out], page, title=command.out.name)
@@ -186,7 +187,8 @@ def evaluate(command: Command) -> int:
 
 def predict(command: Command) -> int:
     """Write `predictions.csv` into the run folder: position and class of every image to predict."""
-    trainer, classes = command.trainer, []
+    trainer = command.trainer
+    classes: list[Any] = []
     require(
         trainer.world_size == 1,
         f"`predict` runs on one process, got {trainer.world_size}: add `--trainer.devices 1`.",

@@ -50,7 +50,8 @@ class Closeness(Metric):
 
     Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (raw and its bound).
     Deviates: relative, cosine, lam_hat and kappa are added; m is the margin over the class at x', held fixed,
-        so that kappa is 1 for every linear model.
+        so that kappa is 1 for every linear model. Under the score `Margin`, the plain twin has the runner-up
+        at x for its rival: where that is another class than at x', the difference of rivals counts too.
     """
 
     quantities: ClassVar = {

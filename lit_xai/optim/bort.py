@@ -95,7 +95,8 @@ class BortSGD(SGD):
         ValueError: A value out of range, or a step so long that the constraint diverges.
 
     Source: Zhang et al. 2023, arXiv 2212.09062; order of operations as in the released code.
-    Deviates: see `correction`; parameters of fewer than two dimensions are left alone.
+    Deviates: see `correction`; parameters of fewer than two dimensions are left alone. Those that are neither
+        convolutions nor linear maps are too after `constrain_linear_maps`, which `Classifier` calls.
     """
 
     def __init__(
@@ -146,7 +147,8 @@ class BortAdamW(AdamW):
         ValueError: A value out of range, or a step so long that the constraint diverges.
 
     Source: Zhang et al. 2023, arXiv 2212.09062; order of operations as in the released code.
-    Deviates: see `correction`; parameters of fewer than two dimensions are left alone.
+    Deviates: see `correction`; parameters of fewer than two dimensions are left alone. Those that are neither
+        convolutions nor linear maps are too after `constrain_linear_maps`, which `Classifier` calls.
     """
 
     def __init__(
@@ -177,6 +179,25 @@ class BortAdamW(AdamW):
         for parameter, pull in pulls:
             parameter.sub_(pull)
         return loss
+
+
+def constrain_linear_maps(optimizer: Optimizer, model: nn.Module) -> None:
+    """Free everything but the weights of convolutions and linear layers from Bort's constraint.
+
+    A class token or a layer scale has rows too, but they are no directions that inputs are compared with.
+    Call it before the first step; optimizers without the constraint stay as they are.
+
+    Args:
+        optimizer: Its groups are split, settings kept.
+        model: Tells which parameter belongs to which kind of layer.
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    maps = {id(layer.weight) for layer in model.modules() if isinstance(layer, kinds)}
+    for group in list(optimizer.param_groups):
+        free = [parameter for parameter in group["params"] if id(parameter) not in maps]
+        if group.get("gamma") and free:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) in maps]
+            optimizer.add_param_group({**group, "params": free, "gamma": 0.0})
 
 
 def _gram(weights: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack side side"]:

@@ -150,10 +150,20 @@ def test_saturated_images_stay_finite_and_in_budget(attack):
     assert (norm_of(attack).length(points - inputs) <= attack.epsilon + 1e-6).all()
 
 
+@every_attack
+def test_logits_of_half_precision_are_attacked_in_that_of_the_images(attack, relu_net, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        points = attack(relu_net, *batch)
+    assert points.dtype == torch.float32
+    assert points.isfinite().all()
+    margin = relu_net(batch[0]).gather(1, batch[1][:, None]) - relu_net(points).gather(1, batch[1][:, None])
+    assert (margin > 0).all()
+
+
 @pytest.mark.parametrize("attack", [FGSM(epsilon=0.01), LinfPGD(epsilon=0.01)], ids=repr)
 @pytest.mark.parametrize("lead", [10.0, 30.0, 1000.0])
 def test_confidence_does_not_hide_the_way(attack, lead):
-    """The gradient of the cross entropy in float32 loses f_y beyond a lead of 17, and everything beyond 104."""
+    """In float32 the gradient of the cross entropy loses f_y beyond a lead of 17, and all beyond 104."""
     case = linear_case(classes=2)
     model, inputs = case.model.float(), case.inputs.float()
     with torch.no_grad():

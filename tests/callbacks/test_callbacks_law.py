@@ -19,7 +19,7 @@ from lit_xai.attributions import (
 from lit_xai.callbacks import BortResidual, Explain, Robustness
 from lit_xai.classifier import Classifier
 from lit_xai.metrics import BoundaryDistance, Closeness, Flags, Gini, Perturbation, RandomMap, RobustAccuracy
-from lit_xai.observe import explain, observing
+from lit_xai.observe import _full_precision, explain, observing
 
 SEARCH = DDN(steps=3)
 
@@ -152,3 +152,11 @@ def test_the_plain_twin_of_a_boundary_map_is_computed_once() -> None:
     looks.clear()
     explain(model, inputs, target, {"plain": Saliency(), **boundary}, closeness, seed=0)
     assert len(looks) == alone
+
+
+def test_full_precision_is_lent_and_given_back() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with _full_precision(True):
+        assert torch.backends.cudnn.allow_tf32 is False
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before

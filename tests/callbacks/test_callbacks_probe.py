@@ -7,10 +7,44 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lit_xai.attacks import DDN
+from lit_xai.attributions import Saliency
 from lit_xai.callbacks import Explain, Robustness
-from lit_xai.callbacks.probe import gather, refuse_sharded
-from lit_xai.metrics import Gini
+from lit_xai.callbacks.probe import Probe, gather, refuse_sharded
+from lit_xai.classifier import Classifier
+from lit_xai.metrics import BoundaryDistance, CleanAccuracy, Gini
+
+
+def net(channels: int, classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 2, 3), nn.Flatten(), nn.LazyLinear(classes))
+
+
+def fitter(folder: Any, *callbacks: L.Callback, **words: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=words.pop("logger", False),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+        **words,
+    )
+
+
+def classifier() -> Classifier:
+    module = Classifier(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), channels=1, classes=3)
+    module(torch.rand(1, 1, 6, 8))
+    return module
+
+
+def loader(seed: int = 0) -> DataLoader[Any]:
+    images = torch.rand(12, 1, 6, 8, generator=torch.Generator().manual_seed(seed))  # not square
+    return DataLoader(TensorDataset(images, torch.arange(12) % 3), batch_size=4)
 
 
 def test_parts_come_together_sorted_by_id() -> None:
@@ -35,6 +69,97 @@ def test_a_process_without_images_adds_nothing(monkeypatch: pytest.MonkeyPatch) 
     table = gather([])
     assert table["ids"].tolist() == [0, 1]
     assert table["a"].tolist() == [0.0, 1.0]
+
+
+def test_a_process_without_images_looks_at_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    explain = Explain({"saliency": Saliency()}, {"gini": Gini()}, samples=1)
+    trainer, module = MagicMock(spec=L.Trainer, testing=False, global_rank=1, world_size=2), classifier()
+    trainer.val_dataloaders = loader()
+    assert len(explain.share(trainer, module).ids) == 0
+    other = {"ids": np.array([3]), "explain/saliency/gini": np.array([0.5])}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_gather_object",
+        lambda tables, mine: tables.__setitem__(slice(None), [other, mine]),
+    )
+    table, _ = explain._look(trainer, module)
+    assert table["explain/saliency/gini"].tolist() == [0.5]
+
+
+class Recorder(Probe):
+    """A probe that remembers what it was shown."""
+
+    def keep(self, trainer: L.Trainer, table: Any, pictures: Any) -> None:
+        self.seen = getattr(self, "seen", [])
+        self.seen.append(pictures["inputs"])
+
+
+def recorder(**words: Any) -> Recorder:
+    given: dict[str, Any] = dict(
+        samples=4, batch_size=3, every_n_epochs=1, seed=0, target="label", pictures=4
+    )
+    return Recorder({"saliency": Saliency()}, {"gini": Gini()}, **given | words)
+
+
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory")
+def test_an_epoch_that_is_not_looked_at_logs_nothing_and_checkpoints_go_on(tmp_path: Any) -> None:
+    rows: list[dict[str, float]] = []
+    log = MagicMock(spec=L.pytorch.loggers.Logger)
+    log.log_metrics.side_effect = lambda metrics, step: rows.append(metrics)
+    log.name, log.version, log.save_dir = "log", "0", str(tmp_path)
+    key = "explain/saliency/gini"
+    best = ModelCheckpoint(tmp_path / "best", monitor=key)
+    look = recorder(every_n_epochs=2)
+    fitter(tmp_path, look, best, max_epochs=4, logger=log).fit(classifier(), loader(), loader())
+    seconds = {row["epoch"]: row["time/recorder"] for row in rows if "time/recorder" in row}
+    assert [row["epoch"] for row in rows if key in row] == [0, 2, 3]  # the last one always
+    assert [epoch for epoch, spent in seconds.items() if spent == 0] == [1]
+    assert len(look.seen) == 3
+    assert best.best_model_path
+
+
+def test_each_verb_looks_at_its_own_images(tmp_path: Any) -> None:
+    look, module = recorder(), classifier()
+    trainer = fitter(tmp_path, look, enable_checkpointing=False)
+    trainer.validate(module, loader(seed=1), verbose=False)
+    trainer.test(module, loader(seed=2), verbose=False)
+    first, second = look.seen
+    assert first.shape == second.shape == (4, 1, 6, 8)
+    assert not np.array_equal(first, second)
+
+
+def test_maps_are_kept_without_metrics(tmp_path: Any) -> None:
+    trainer = fitter(tmp_path, Explain({"saliency": Saliency()}, {}, samples=3), enable_checkpointing=False)
+    trainer.validate(classifier(), loader(), verbose=False)
+    with np.load(tmp_path / "explanations" / "validate.npz") as kept:
+        assert kept["maps/saliency"].shape == (3, 1, 6, 8)
+
+
+def test_a_number_that_two_callbacks_would_log_is_refused(tmp_path: Any) -> None:
+    distance = {"boundary": BoundaryDistance(DDN(steps=2))}
+    trainer = fitter(tmp_path, Explain({}, distance), Robustness(distance), enable_checkpointing=False)
+    with pytest.raises(ValueError, match="two callbacks would log `robust/boundary/"):
+        trainer.validate(classifier(), loader(), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*IterableDataset")
+def test_a_stream_of_images_is_refused(tmp_path: Any) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(loader().dataset)
+
+    trainer = fitter(tmp_path, Robustness({"clean": CleanAccuracy()}), enable_checkpointing=False)
+    with pytest.raises(TypeError, match="DataLoader over a map-style set"):
+        trainer.validate(classifier(), DataLoader(Stream(), batch_size=4), verbose=False)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_weights_of_half_precision_are_refused(precision: str) -> None:
+    trainer = MagicMock(spec=L.Trainer, precision=precision)
+    with pytest.raises(ValueError, match=f"at least float32, and precision {precision}"):
+        refuse_sharded(trainer)
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])

@@ -41,6 +41,8 @@ def test_status_tells_how_a_run_ended(tmp_path: Path) -> None:
 
     folder.on_fit_start(trainer, module)
     assert status()["state"] == "running"
+    folder.on_train_start(trainer, module)  # where a resumed run knows its epoch
+    assert (status()["state"], status()["epoch"]) == ("running", 2)
     folder.on_train_epoch_end(trainer, module)
     assert (status()["epoch"], status()["epochs"]) == (3, 6)
     folder.on_exception(trainer, module, KeyboardInterrupt())

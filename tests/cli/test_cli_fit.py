@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lit_xai.cli import main
+from lit_xai.cli.trainer import Command, guarded, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -117,6 +120,17 @@ def test_test_measures_other_images(run: Path) -> None:
     assert "test/accuracy" in json.loads((run / "test.json").read_text())
 
 
+def test_predict_writes_the_class_of_every_image(run: Path) -> None:
+    assert main(["predict", "--run", str(run)]) == 0
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["image"]) for row in rows] == list(range(300))
+    assert main(["test", "--run", str(run)]) == 0
+    labels = Command([*WORDS, "--out", str(run)], "predict").datamodule.splits.test.labels.tolist()
+    share = sum(int(row["class"]) == label for row, label in zip(rows, labels, strict=True)) / len(rows)
+    assert share == pytest.approx(json.loads((run / "test.json").read_text())["test/accuracy"])
+
+
 def test_explain_writes_maps_of_validation_images(run: Path, tmp_path: Path) -> None:
     assert main(["explain", "--run", str(run), "--samples", "3", "--output", str(tmp_path)]) == 0
     with np.load(tmp_path / "maps.npz") as maps:
@@ -142,7 +156,7 @@ def test_certify_keeps_counts_and_goes_on_where_it_stopped(run: Path) -> None:
     lines = whole.splitlines()
     assert len(lines) == 5
     without_time = [line.split("\t")[:5] + line.split("\t")[6:] for line in lines]
-    table.write_text("\n".join(lines[:3]) + "\n")
+    table.write_text("\n".join(lines[:3]) + "\n" + lines[3][:6])  # cut off in the middle of a line
     assert main(words) == 0
     again = [line.split("\t") for line in table.read_text().splitlines()]
     assert [line[:5] + line[6:] for line in again] == without_time
@@ -217,6 +231,16 @@ def test_a_misspelt_key_in_a_file_is_refused(tmp_path: Path, refused: Callable[[
     assert "samples" in said
 
 
+def test_a_file_that_is_no_yaml_is_refused_with_the_place(
+    tmp_path: Path, refused: Callable[[list[str]], str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {net: [\n")
+    said = refused(["fit", *WORDS, "--config", str(file), "--out", str(tmp_path / "run")])
+    assert "no YAML" in said
+    assert "line 2, column 1" in said
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -230,6 +254,13 @@ def test_a_misspelt_key_in_a_file_is_refused(tmp_path: Path, refused: Callable[[
         (["--data.init_args.batch_size=0"], "`batch_size` must be at least 1"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--trainer.accelerator=abacus"], "abacus"),
+        pytest.param(
+            ["--trainer.accelerator=gpu"],
+            "No supported gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+        (["--checkpoint.monitor=val/acuracy", "--trainer.max_epochs=1"], "val/acuracy"),
+        (["--trainer.max_epochs=-1", "--trainer.max_steps=-1"], "set `trainer.max_epochs`"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(
@@ -266,6 +297,36 @@ def test_a_missing_or_foreign_checkpoint_is_refused(
     assert "cannot be read as a checkpoint" in refused(
         ["validate", "--run", str(copy), "--checkpoint", str(foreign)]
     )
+    shutil.copy(foreign, copy / "checkpoints" / "last.ckpt")
+    said = refused(["fit", *WORDS, "--out", str(copy), "--resume=true"])
+    assert "last.ckpt cannot be read as a checkpoint" in said
+    assert json.loads((copy / "status.json").read_text())["state"] == "finished"
+
+
+def test_other_processes_than_the_first_write_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    prepare(tmp_path / "run", "out: here")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_logger_of_ones_own_stands_beside_the_record(tmp_path: Path) -> None:
+    own = '--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: "."}}'
+    loggers = Command([*WORDS, own, "--out", str(tmp_path)], "fit").trainer.loggers
+    assert [type(logger).__name__ for logger in loggers] == ["CsvLog", "WandbMirror", "CSVLogger"]
+
+
+def test_the_last_epoch_is_kept_whenever_validation_runs(tmp_path: Path) -> None:
+    words = [*WORDS, "--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3", "--out", str(tmp_path)]
+    command = Command(words, "fit")
+    command.trainer.fit(command.model, command.datamodule)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_sigterm_that_no_loop_noticed_still_ends_with_143() -> None:
+    assert guarded(SimpleNamespace(received_sigterm=True), lambda: None) == 143
+    assert guarded(SimpleNamespace(received_sigterm=False), lambda: None) == 0
 
 
 def test_a_broken_image_is_named(run: Path, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
@@ -302,4 +363,26 @@ def test_two_processes_give_the_numbers_of_one(run: Path, tmp_path: Path) -> Non
     two = observed(json.loads((copy / "validate.json").read_text()))
     one = {key: metrics(run)[key] for key in two}
     assert len(two) > 40
+    assert two == pytest.approx(one, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_unequal_shares_and_fewer_images_than_processes(tmp_path: Path) -> None:
+    own = ["--data.init_args.val=301", "--data.init_args.eval_batch_size=75", "--explain.samples=1"]
+    words = ["fit", *WORDS, *own, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_xai", *words, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+    two = observed(metrics(out))
+    assert main(["validate", "--run", str(out), "--trainer.devices=1", "--trainer.strategy=auto"]) == 0
+    one = observed(json.loads((out / "validate.json").read_text()))
     assert two == pytest.approx(one, rel=1e-5, abs=1e-6, nan_ok=True)

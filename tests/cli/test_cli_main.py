@@ -60,6 +60,22 @@ def test_doctor_reports_versions_and_folders(capsys: pytest.CaptureFixture[str])
     assert "can be written" in said
 
 
+def test_doctor_names_the_extra_of_an_absent_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lit_xai.callbacks import run_folder
+
+    there = run_folder.installed
+    monkeypatch.setattr(run_folder, "installed", lambda name: None if name == "mlxtend" else there(name))
+    assert main(["doctor"]) == 0
+    assert 'pip install "lit-xai[quickstart]"' in capsys.readouterr().out
+
+
+def test_an_unknown_room_is_refused_with_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "atacks"]) == 2
+    assert capsys.readouterr().err == "lit-xai: there is no room 'atacks': did you mean 'attacks'?\n"
+
+
 def test_doctor_fails_on_a_folder_that_cannot_be_written(
     tmp_path: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

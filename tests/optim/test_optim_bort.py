@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_xai.optim import BortAdamW, BortSGD, correction, residual
+from lit_xai.optim.bort import constrain_linear_maps
 
 W = [[0.5, -0.2, 0.1], [0.3, 0.4, -0.6]]
 G = [[0.1, 0.0, -0.2], [0.05, -0.1, 0.3]]
@@ -393,3 +394,33 @@ def test_a_learning_rate_of_zero_is_a_start_of_a_warm_up():
     before = [p.data.clone() for p in parameters]
     steps(BortAdamW(parameters, lr=0.0, gamma=5.0), parameters, 1)
     assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
+
+
+def test_only_convolutions_and_linear_maps_are_constrained() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(2, 3, 2), nn.Linear(4, 5)
+            self.scale = nn.Parameter(torch.full((6, 1, 1), 1e-6))
+            self.token = nn.Parameter(torch.zeros(1, 1, 7))
+
+    net = Net()
+    optimizer = BortSGD(net.parameters(), lr=0.1, gamma=0.5, momentum=0.9)
+    constrain_linear_maps(optimizer, net)
+    held, free = optimizer.param_groups
+    assert {id(p) for p in held["params"]} == {id(net.conv.weight), id(net.linear.weight)}
+    assert {id(p) for p in free["params"]} >= {id(net.scale), id(net.token), id(net.linear.bias)}
+    assert (held["gamma"], free["gamma"], free["momentum"]) == (0.5, 0.0, 0.9)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = net.linear.weight.detach().clone()
+    optimizer.step()
+    assert net.scale.unique().tolist() == [pytest.approx(1e-6)]
+    assert not torch.equal(net.linear.weight, before)
+
+
+def test_plain_optimizers_keep_their_one_group() -> None:
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    constrain_linear_maps(optimizer, net)
+    assert len(optimizer.param_groups) == 1
