@@ -83,7 +83,7 @@ class Classifier(L.LightningModule):
         # An epoch draws the same numbers whether the run came here in one go or was resumed.
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
-            torch.manual_seed(hash((int(seed), self.current_epoch, self.global_rank)) % 2**63)
+            torch.manual_seed((int(seed) << 40) + (self.current_epoch << 16) + self.global_rank)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         inputs, target = self._checked_batch("train", batch)
@@ -132,9 +132,8 @@ class Classifier(L.LightningModule):
 
     def _checked_batch(self, stage: str, batch: Sequence[Tensor]) -> tuple[Images, Labels]:
         if stage not in self._checked and not (isinstance(batch, tuple | list) and len(batch) > 1):
-            raise TypeError(
-                f"a batch must be (images, labels) or (images, labels, masks), got {type(batch)}."
-            )
+            got = f"a {type(batch).__name__} of {len(batch)}"
+            raise TypeError(f"a batch must be (images, labels) or (images, labels, masks), got {got}.")
         inputs, target = batch[0], batch[1]
         if stage not in self._checked:
             check_batch(inputs, target, self.channels, self.classes)

@@ -46,7 +46,9 @@ def observing(model: nn.Module, seed: int) -> Iterator[nn.Module]:
                 module.training = False
             for parameter, _ in frozen:
                 parameter.requires_grad_(False)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the forked ones, and no other device's
+            for device in devices:
+                torch.cuda.default_generators[device.index].manual_seed(seed)
             yield model
     finally:
         for module, training in modes:

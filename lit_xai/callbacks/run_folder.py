@@ -2,25 +2,17 @@
 
 import csv
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_xai.callbacks.probe import Probe, fitting
-
-PACKAGES = ("lit-xai", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "captum", "wandb")
+from lit_xai.provenance import now, provenance
 
 
 class RunFolder(L.Callback):
@@ -34,11 +26,17 @@ class RunFolder(L.Callback):
     def __init__(self, folder: Path, seed: int | None) -> None:
         self.folder, self.seed = folder, seed
         self._start = time.time()
+        self._origin: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A run that is resumed counts the seconds of its earlier parts too.
         self._start = time.time() - self._spent()
-        self._write("provenance.json", provenance(self.seed))
+        self._origin = provenance(self.seed)
+        before = self._read("provenance.json")
+        if before.get("started") and self._read("status.json").get("epoch"):
+            resumed = [*before.get("resumed", []), self._origin["started"]]
+            self._origin |= {"started": before["started"], "resumed": resumed}
+        self._write("provenance.json", self._origin)
         probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
         self._write("quantities.json", {k: v for probe in probes for k, v in probe.quantities().items()})
         self._status(trainer, "running")
@@ -50,6 +48,8 @@ class RunFolder(L.Callback):
         self._status(trainer, "running", done=trainer.current_epoch + 1)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seconds = round(time.time() - self._start, 3)
+        self._write("provenance.json", self._origin | {"finished": now(), "seconds": seconds})
         self._status(trainer, "finished")
 
     def on_exception(
@@ -60,11 +60,15 @@ class RunFolder(L.Callback):
         self._status(trainer, "interrupted" if stopped else "failed", error=said)
 
     def _spent(self) -> float:
+        status = self._read("status.json")
+        return float(status.get("seconds", 0)) if status.get("epoch") else 0.0
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
-            status = json.loads((self.folder / "status.json").read_text())
-            return float(status["seconds"]) if status["epoch"] else 0.0
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0.0
+            content = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def _status(
         self, trainer: L.Trainer, state: str, done: int | None = None, error: str | None = None
@@ -122,6 +126,8 @@ class CsvLog(Logger):
         if new:
             self._widen(header + new)
         with self.path.open("a", newline="") as file:
+            if not self.path.read_bytes().endswith(b"\n"):
+                file.write("\r\n")  # a row that a kill cut off stays alone
             csv.DictWriter(file, header + new, restval="").writerow(row)
 
     def _widen(self, header: list[str]) -> None:
@@ -137,43 +143,3 @@ class CsvLog(Logger):
             writer.writeheader()
             writer.writerows(rows)
         draft.replace(self.path)
-
-
-def provenance(seed: int | None) -> dict[str, Any]:
-    """Versions, machine, command and state of the code: what is needed to run it again."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
-        "command": ["lit-xai", *sys.argv[1:]],
-        "folder": os.getcwd(),
-        "python": platform.python_version(),
-        "versions": {name: installed(name) for name in PACKAGES},
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "devices": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
-        },
-        "git": _git_state(),
-    }
-
-
-def installed(package: str) -> str | None:
-    """Version of an installed package; None where it is absent."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    def ask(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -5,13 +5,14 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from lit_xai.cli.options import Options
+from lit_xai.provenance import PACKAGES, installed
 
 MARKS = {"fine": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 Finding = tuple[str, str, str]
@@ -22,18 +23,25 @@ def main(words: Sequence[str]) -> int:
     parser = Options("doctor", "Check this machine.")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder that runs will be written to")
     out = parser.parse_args(list(words)).out
-    findings = [*versions(), *devices(), *mirror(), *folders(out)]
-    console = Console()
-    for mark, subject, text in findings:
-        line = f"{MARKS[mark]}  {subject:<20} {escape(text)}"
-        console.print(line, highlight=False, soft_wrap=True)
-    return int(any(mark == "bad" for mark, _, _ in findings))
+    console, worst = Console(), 0
+    for look in (versions, devices, mirror, lambda: folders(out)):
+        for mark, subject, text in safely(look):
+            worst |= mark == "bad"
+            line = f"{MARKS[mark]}  {subject:<20} {escape(text)}"
+            console.print(line, highlight=False, soft_wrap=True)
+    return int(worst)
+
+
+def safely(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of one look; a package that does not import is a finding too."""
+    try:
+        yield from look()
+    except (ImportError, OSError, RuntimeError) as error:
+        yield "bad", "import", " ".join(str(error).split())[:200]
 
 
 def versions() -> Iterator[Finding]:
     """Versions, and combinations that are known not to work."""
-    from lit_xai.callbacks.run_folder import PACKAGES, installed
-
     yield ("fine" if sys.version_info >= (3, 11) else "bad", "python", platform.python_version())
     found = {name: installed(name) for name in (*PACKAGES, "timm", "mlxtend")}
     for name, version in found.items():

@@ -25,6 +25,7 @@ from lit_xai.cli.runs import chosen_run, config_of, load_weights
 from lit_xai.study import write_report
 from lit_xai.types import require
 
+USAGE = "lit-xai fit --config FILE [--config FILE …] [--OPTION VALUE …] [--print_config]"
 KEYS_OF_A_RUN = ("resume", "config")  # said on the command line, not part of what a run is
 
 
@@ -53,7 +54,14 @@ class Command(LightningCLI):
                 "log_every_n_steps": 1,  # everything is logged by the epoch
             },
             seed_everything_default=0,
-            parser_kwargs={"prog": f"lit-xai {verb}", "description": None, "allow_abbrev": False},
+            parser_kwargs={
+                "prog": f"lit-xai {verb}",
+                "usage": USAGE
+                if verb == "fit"
+                else f"lit-xai {verb} --run DIR [--checkpoint last|best|FILE] …",
+                "description": "Options override the configuration, files first, in the order given.",
+                "allow_abbrev": False,
+            },
             parser_class=Parser,
             args=list(words),
             run=False,
@@ -156,6 +164,7 @@ def fit(command: Command) -> int:
     )
     if resume:
         load_weights(command.model, last)  # a broken or foreign file is refused before anything is written
+        keep_earlier(command.out / "config.yaml", command.yaml)
     prepare(command.out, command.yaml)
     trainer = command.trainer
     for logger in trainer.loggers:
@@ -217,6 +226,14 @@ def guarded(trainer: Any, action: Callable[[], object]) -> int:
     except MisconfigurationException as error:
         raise Refusal(str(error)) from error
     return 143 if trainer.received_sigterm else 0  # it may come too late for the loop to notice
+
+
+@rank_zero_only
+def keep_earlier(path: Path, yaml: str) -> None:
+    """Keep the configuration of the earlier part of a run beside the one it goes on with, if they differ."""
+    if path.exists() and path.read_text() != yaml:
+        number = len(list(path.parent.glob("config_before_*.yaml"))) + 1
+        path.rename(path.with_name(f"config_before_{number}.yaml"))
 
 
 @rank_zero_only

@@ -97,9 +97,14 @@ class Recorder(Probe):
 
 
 def recorder(**words: Any) -> Recorder:
-    given: dict[str, Any] = dict(
-        samples=4, batch_size=3, every_n_epochs=1, seed=0, target="label", pictures=4
-    )
+    given: dict[str, Any] = {
+        "samples": 4,
+        "batch_size": 3,
+        "every_n_epochs": 1,
+        "seed": 0,
+        "target": "label",
+        "pictures": 4,
+    }
     return Recorder({"saliency": Saliency()}, {"gini": Gini()}, **given | words)
 
 

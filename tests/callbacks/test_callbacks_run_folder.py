@@ -8,7 +8,8 @@ from unittest.mock import MagicMock
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
-from lit_xai.callbacks.run_folder import CsvLog, RunFolder, provenance
+from lit_xai.callbacks.run_folder import CsvLog, RunFolder
+from lit_xai.provenance import provenance
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -59,3 +60,33 @@ def test_provenance_names_versions_machine_and_seed() -> None:
     assert said["versions"]["torch"]
     assert said["machine"]["cores"] >= 1
     json.dumps(said)
+
+
+def test_a_row_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    CsvLog(tmp_path).log_metrics({"epoch": 0, "loss": 1.5}, step=10)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("1,2")
+    CsvLog(tmp_path).log_metrics({"epoch": 2, "loss": 0.5}, step=30)
+    assert [row["loss"] for row in rows(tmp_path)][-1] == "0.5"
+
+
+def test_provenance_tells_when_a_run_was_resumed_and_how_long_it_took(tmp_path: Path) -> None:
+    trainer = MagicMock(spec=L.Trainer, state=TrainerState(fn=TrainerFn.FITTING))
+    trainer.configure_mock(current_epoch=1, max_epochs=2, callbacks=[])
+    module = MagicMock(spec=L.LightningModule)
+
+    def origin() -> dict[str, object]:
+        return json.loads((tmp_path / "provenance.json").read_text())
+
+    first = RunFolder(tmp_path, seed=0)
+    first.on_fit_start(trainer, module)
+    started = origin()["started"]
+    assert "resumed" not in origin()
+    first.on_exception(trainer, module, KeyboardInterrupt())
+    second = RunFolder(tmp_path, seed=0)
+    second.on_fit_start(trainer, module)
+    assert origin()["started"] == started
+    assert len(origin()["resumed"]) == 1
+    second.on_fit_end(trainer, module)
+    assert origin()["finished"]
+    assert origin()["seconds"] >= 0

@@ -63,10 +63,10 @@ def test_doctor_reports_versions_and_folders(capsys: pytest.CaptureFixture[str])
 def test_doctor_names_the_extra_of_an_absent_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lit_xai.callbacks import run_folder
+    from lit_xai.cli import doctor
 
-    there = run_folder.installed
-    monkeypatch.setattr(run_folder, "installed", lambda name: None if name == "mlxtend" else there(name))
+    there = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "mlxtend" else there(name))
     assert main(["doctor"]) == 0
     assert 'pip install "lit-xai[quickstart]"' in capsys.readouterr().out
 
