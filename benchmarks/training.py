@@ -1,6 +1,6 @@
 """What observing, Bort and certifying cost: `python -m benchmarks.training [--save]`, from the repository.
 
-* A training epoch of the quickstart with its callbacks: passes counted over time measured, and the share of
+* A training epoch with the callbacks of the quickstart: passes counted over time measured, and the share of
   the epoch that observing takes. A training step costs 3 units an image, for the gradient of the weights.
 * Bort's step over that of its base optimizer, as a share of a whole training step of ResNet-18, batch 128.
 * Certificates: noisy copies per second, over bare forward passes per second.
@@ -46,39 +46,40 @@ class Epochs(L.Callback):
         self.epochs.append(time.perf_counter() - self._start)
 
 
-def observed_epoch() -> dict[str, float]:
-    """One quickstart training of four epochs, metered; the first is left out of the times."""
+def observed_epoch(*overrides: str, batches: int = 63) -> dict[str, float]:
+    """A quickstart training of four epochs, metered; the first and the last, with pictures, are not timed.
+
+    Args:
+        overrides: Options beyond those of the quickstart.
+        batches: Training batches of 64 images in an epoch.
+    """
     watch, epochs = Epochs(), 4
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            f"--config={QUICKSTART}",
-            f"--out={folder}",
-            "--wandb=disabled",
-            f"--trainer.max_epochs={epochs}",
-        ]
-        command = Command([*words, "--trainer.accelerator=cpu"], "fit")
+        words = [f"--config={QUICKSTART}", f"--out={folder}", f"--trainer.max_epochs={epochs}"]
+        words += ["--wandb=disabled", "--trainer.accelerator=cpu", f"--trainer.limit_train_batches={batches}"]
+        command = Command([*words, *overrides], "fit")
         command.trainer.callbacks.insert(0, watch)
         model = command.model.model
         with Meter(model) as meter:
             command.trainer.fit(command.model, command.datamodule)
-        inputs = next(iter(command.datamodule.train_dataloader()))[0][:64]
-        target = torch.zeros(len(inputs), dtype=torch.int64)
-    model.eval().requires_grad_(False)
-    seen = efficiency(lambda: bare_forward(model, inputs), model, inputs)
-    model.requires_grad_(True)
+        loader = command.datamodule.train_dataloader()
+        inputs = next(iter(loader))[0][:64]
+        trained = epochs * min(batches * 64, len(loader.dataset))
+    target = torch.zeros(len(inputs), dtype=torch.int64)
 
     def step() -> None:
         loss = nn.functional.cross_entropy(model(inputs), target)
         torch.autograd.grad(loss, list(model.parameters()))
 
-    trained = epochs * len(command.datamodule.train_dataloader().dataset)
     per_step = statistics.median(clock(step, 5) for _ in range(7)) / len(inputs)
+    model.eval().requires_grad_(False)
+    seen = efficiency(lambda: bare_forward(model, inputs), model, inputs)
     # The meter saw training steps too: each is one forward and one backward pass.
     gradients = meter.backwards - trained
     forwards = meter.forwards - trained - gradients
     bare = forwards * seen.bare_forward + gradients * seen.bare_gradient
     bare = (bare / len(inputs) + trained * per_step) / epochs
-    epoch, training = (statistics.median(times[1:]) for times in (watch.epochs, watch.training))
+    epoch, training = (statistics.median(times[1:-1]) for times in (watch.epochs, watch.training))
     return {
         "seconds_per_epoch": epoch,
         "share_of_training": training / epoch,
@@ -151,7 +152,14 @@ def main() -> None:
     save = parser.parse_args().save
     quiet()
     torch.set_num_threads(1)
-    found = {"machine": machine(), "epoch": observed_epoch(), "bort": bort_steps(), "certify": certificates()}
+    resnet = ("--model.net=ResNet20", "--explain.samples=64", "--robustness.samples=64")
+    found = {
+        "machine": machine(),
+        "epoch of SmallCNN": observed_epoch(),
+        "epoch of ResNet20": observed_epoch(*resnet, "--trainer.limit_val_batches=1", batches=20),
+        "bort": bort_steps(),
+        "certify": certificates(),
+    }
     print(json.dumps(found, indent=1))
     if save:
         RESULTS.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -164,6 +165,8 @@ class Probe(L.Callback, abc.ABC):
         pictures: list[dict[str, Tensor]] = []
         for first in range(0, len(share.ids), self.batch_size):  # none, on a process without images
             rows = slice(first, first + self.batch_size)
+            if trainer.received_sigterm and trainer.world_size == 1:
+                raise SIGTERMException  # a probe may take longer than the time that is left
             inputs, target, ids = share.inputs[rows], share.target[rows], share.ids[rows]
             mask = None if share.mask is None else share.mask[rows]
             with observing(model, self.seed), torch.no_grad():
