@@ -83,6 +83,7 @@ class L2PGD(Attack):
         random_start: Whether to begin at a random point of the ball instead of the input.
 
     Source: Madry et al. 2018, arXiv 1706.06083, section 2.1, with the l2 ball.
+    Deviates: the gradient of `ascend`; an image whose gradient is exactly zero stays where it is.
     """
 
     epsilon: Epsilon

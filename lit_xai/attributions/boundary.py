@@ -17,7 +17,7 @@ from lit_xai.attacks.boundary import DDN
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.gradient import Saliency
 from lit_xai.attributions.path import IntegratedGradients, Rule, integrate, require_path
-from lit_xai.attributions.score import Logit, Score, gradient
+from lit_xai.attributions.score import Logit, Scored, gradient, settle
 from lit_xai.types import Flags, Images, Labels
 
 
@@ -42,14 +42,17 @@ class BoundarySaliency(Attribution):
 
     Args:
         search: Finds the boundary points.
-        score: What is explained.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
 
     Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (boundary-based saliency map).
     Deviates: NaN where no boundary point was found; the released code explains a point that does not flip.
     """
 
     search: Search = field(default_factory=DDN)
-    score: Score = field(default_factory=Logit)
+    score: Scored = field(default_factory=Logit)
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     @property
     def plain(self) -> Saliency:
@@ -74,7 +77,7 @@ class BoundaryIntegratedGradients(Attribution):
     Args:
         search: Finds the boundary points.
         steps: Gradients along the path, per image; at least 2, for `midpoint` 1.
-        score: What is explained.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
         rule: How the integral is taken, see `lit_xai.attributions.path.nodes`.
         chunk: Largest number of images in one pass of the model.
 
@@ -84,11 +87,12 @@ class BoundaryIntegratedGradients(Attribution):
 
     search: Search = field(default_factory=DDN)
     steps: int = 32
-    score: Score = field(default_factory=Logit)
+    score: Scored = field(default_factory=Logit)
     rule: Rule = "trapezoid"
     chunk: int = 64
 
     def __post_init__(self) -> None:
+        settle(self)
         require_path(self.rule, self.steps, self.chunk)
 
     @property

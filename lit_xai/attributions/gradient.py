@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lit_xai.attributions.base import Attribution
-from lit_xai.attributions.score import Logit, Score, gradient
+from lit_xai.attributions.score import Logit, Scored, gradient, settle
 from lit_xai.types import Images, Labels
 
 
@@ -16,13 +16,16 @@ class Saliency(Attribution):
     grad s(x)
 
     Args:
-        score: What is explained.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
 
     Source: Simonyan, Vedaldi and Zisserman 2013, arXiv 1312.6034, section 3, eq. 4.
     Deviates: signed and per channel; the paper draws the largest magnitude over the channels.
     """
 
-    score: Score = field(default_factory=Logit)
+    score: Scored = field(default_factory=Logit)
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         return gradient(self.score, model, inputs, target)
@@ -35,12 +38,15 @@ class InputXGradient(Attribution):
     x * grad s(x)
 
     Args:
-        score: What is explained.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
 
     Source: Shrikumar, Greenside, Shcherbina and Kundaje 2016, arXiv 1605.01713 (gradient * input).
     """
 
-    score: Score = field(default_factory=Logit)
+    score: Scored = field(default_factory=Logit)
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         return inputs.detach() * gradient(self.score, model, inputs, target)

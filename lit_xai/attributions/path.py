@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.packing import Maps, Rows, packed_sum
-from lit_xai.attributions.score import Logit, Score, gradient
+from lit_xai.attributions.score import Logit, Scored, gradient, settle
 from lit_xai.types import Images, Labels, require, require_at_least
 
 Rule = Literal["trapezoid", "midpoint", "official"]
@@ -27,7 +27,7 @@ class IntegratedGradients(Attribution):
     Args:
         steps: Gradients along the path, per image; at least 2, for `midpoint` 1.
         baseline: Pixel value of the flat image where the path starts, in [0, 1]; 0 is black.
-        score: What is explained.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
         rule: How the integral is taken, see `nodes`.
         chunk: Largest number of images in one pass of the model.
 
@@ -37,11 +37,12 @@ class IntegratedGradients(Attribution):
 
     steps: int = 32
     baseline: float = 0.0
-    score: Score = field(default_factory=Logit)
+    score: Scored = field(default_factory=Logit)
     rule: Rule = "trapezoid"
     chunk: int = 64
 
     def __post_init__(self) -> None:
+        settle(self)
         require_path(self.rule, self.steps, self.chunk)
         require(0 <= self.baseline <= 1, f"`baseline` must lie in [0, 1], got {self.baseline!r}.")
 
@@ -55,7 +56,7 @@ def integrate(
     start: Images,
     end: Images,
     target: Labels,
-    score: Score,
+    score: Scored,
     rule: Rule,
     steps: int,
     chunk: int,

@@ -3,6 +3,7 @@
 import abc
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -52,8 +53,30 @@ class Margin(Score):
         return (logits.gather(1, chosen) - logits.gather(1, rival[:, None]))[:, 0]
 
 
+Scored = Score | Literal["logit", "margin"]
+
+
+def named(score: Scored) -> Score:
+    """The score that a name stands for; a score stands for itself.
+
+    Raises:
+        ValueError: There is no score of that name.
+    """
+    if isinstance(score, Score):
+        return score
+    names: dict[str, Score] = {"logit": Logit(), "margin": Margin()}
+    known = " or ".join(map(repr, names))
+    require(score in names, f"`score` must be {known}, or a Score, got {score!r}.")
+    return names[score]
+
+
+def settle(method: Any) -> None:
+    """Replace the name of a method's score by the score, so that equal methods are equal."""
+    object.__setattr__(method, "score", named(method.score))
+
+
 def gradient(
-    score: Score, model: nn.Module, points: Images, target: Labels, rival: Labels | None = None
+    score: Scored, model: nn.Module, points: Images, target: Labels, rival: Labels | None = None
 ) -> Images:
     """Gradient of the score with respect to the points: one forward pass and one input gradient.
 
@@ -70,4 +93,4 @@ def gradient(
             f"`model` must return logits of shape (batch, class), got {tuple(logits.shape)} for "
             f"{len(points)} images.",
         )
-        return torch.autograd.grad(score(logits, target, rival).sum(), points)[0]
+        return torch.autograd.grad(named(score)(logits, target, rival).sum(), points)[0]

@@ -77,3 +77,12 @@ def test_points_that_require_grad_are_not_written_to(relu_net, batch):
     maps = gradient(Logit(), relu_net, inputs, target)
     assert inputs.grad is None
     assert not maps.requires_grad
+
+
+def test_a_score_may_be_named():
+    for method in (Saliency, InputXGradient):
+        assert method(score="margin") == method(score=Margin())
+        assert method(score="logit") == method()
+        assert repr(method(score="margin")) == f"{method.__name__}(score=Margin())"
+        with pytest.raises((ValueError, TypeError), match="lgoit"):
+            method(score="lgoit")
