@@ -120,7 +120,7 @@ class Command(LightningCLI):
             self.out / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
         )
         callbacks: list[Callback] = [RunFolder(self.out, self.config.seed_everything), BortResidual(), last]
-        callbacks.append(RichProgressBar(leave=True) if lively else EpochLines())
+        callbacks.append(RichProgressBar(leave=True, refresh_rate=10) if lively else EpochLines())
         chosen = self.config_init.trainer.callbacks or []
         fitting = self.verb == "fit"
         own = [CsvLog(self.out), WandbMirror(self.out, self.config.wandb)] if fitting else []
