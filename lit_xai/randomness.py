@@ -1,8 +1,9 @@
 """Random draws that belong to a sample, not to a batch.
 
 A draw is a pure function of (key of the sample, stream, position), computed with a counter-based generator
-(SplitMix64 finaliser). So a result does not depend on batch size, order, device or number of processes, and
-a search that drops images from its batch keeps the draws of those that stay. All images are drawn at once.
+(SplitMix64 finaliser). So a result does not depend on batch size, order or number of processes, nor on the
+device, but for the last bits of a logarithm and a cosine; and a search that drops images from its batch keeps
+the draws of those that stay. All images are drawn at once.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (counter-based generators);
 Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators" (the finaliser).

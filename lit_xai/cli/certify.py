@@ -1,6 +1,7 @@
 """`lit-xai certify`: l2 certificates of a finished run's smoothed classifier, image by image."""
 
 import csv
+import hashlib
 import json
 import math
 import time
@@ -29,6 +30,7 @@ def main(words: Sequence[str]) -> int:
     quiet()
     options, overrides = _options().parse_known_args(list(words))
     require_at_least(1, samples=options.samples, selection=options.selection, images=options.images)
+    require_at_least(1, batch_size=options.batch_size, chunk=options.chunk)
     run = options.run
     weights = checkpoint_of(run, options.checkpoint)
     command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], "certify")
@@ -74,21 +76,10 @@ def main(words: Sequence[str]) -> int:
                     inputs, n0=options.selection, n=options.samples, alpha=options.alpha, chunk=options.chunk
                 )
             seconds = (time.perf_counter() - start) / len(ids)
-            for row, (index, label) in enumerate(zip(ids.tolist(), batch[1].tolist(), strict=True)):
-                said, radius = int(found.label[row]), float(found.radius[row])
-                count = int(found.count[row])
-                writer.writerow(
-                    [
-                        index,
-                        label,
-                        said,
-                        repr(radius),
-                        int(said == label),
-                        f"{seconds:.4g}",
-                        count,
-                        options.samples,
-                    ]
-                )
+            columns = (ids, batch[1], found.label, found.radius, found.count)
+            for index, label, said, radius, count in zip(*(c.tolist() for c in columns), strict=True):
+                outcome = (index, label, said, repr(radius), int(said == label))
+                writer.writerow((*outcome, f"{seconds:.4g}", count, options.samples))
             file.flush()
             progress.advance(bar, len(ids))
     _report(read(path), sigma, path)
@@ -146,9 +137,11 @@ def _agree(path: Path, terms: dict[str, Any], table: Path) -> None:
 
 
 def _fingerprint(classifier: torch.nn.Module) -> str:
-    """A few digits that differ between weights."""
-    total = sum(float(p.detach().double().abs().sum()) for p in classifier.parameters())
-    return f"{total:.12g}"
+    """Digits that differ between weights, and are the same on every device."""
+    digest = hashlib.sha256()
+    for tensor in classifier.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _data(command: Any, split: str) -> tuple[Any, Any]:

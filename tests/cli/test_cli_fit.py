@@ -148,7 +148,9 @@ def test_explain_takes_image_files(run: Path, tmp_path: Path) -> None:
         assert maps["target"] == maps["prediction"]
 
 
-def test_certify_keeps_counts_and_goes_on_where_it_stopped(run: Path) -> None:
+def test_certify_keeps_counts_and_goes_on_where_it_stopped(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["certify", "--run", str(run), "--sigma=0.25", "--samples=200", "--images=4", "--batch_size=2"]
     assert main(words) == 0
     table = run / "certificates.tsv"
@@ -160,6 +162,9 @@ def test_certify_keeps_counts_and_goes_on_where_it_stopped(run: Path) -> None:
     assert main(words) == 0
     again = [line.split("\t") for line in table.read_text().splitlines()]
     assert [line[:5] + line[6:] for line in again] == without_time
+    assert main([*words, "--sigma=0.5"]) == 2  # certificates of two kinds are not mixed in one file
+    assert "made with other terms (sigma)" in capsys.readouterr().err
+    assert len(table.read_text().splitlines()) == 5
 
 
 def test_resuming_gives_the_weights_of_one_go(tmp_path: Path, run: Path) -> None:
