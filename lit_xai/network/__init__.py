@@ -1,0 +1,35 @@
+"""What a network computes, layer by layer: the ground of every rule that is not a plain gradient."""
+
+from lit_xai.network.layers import (
+    Addition,
+    Affine,
+    Average,
+    Concatenation,
+    Convolution,
+    Layer,
+    Linear,
+    MaxPool,
+    Rearrangement,
+    Rectifier,
+    Scaling,
+    Unknown,
+)
+from lit_xai.network.tape import Step, Tape, record
+
+__all__ = [
+    "Addition",
+    "Affine",
+    "Average",
+    "Concatenation",
+    "Convolution",
+    "Layer",
+    "Linear",
+    "MaxPool",
+    "Rearrangement",
+    "Rectifier",
+    "Scaling",
+    "Step",
+    "Tape",
+    "Unknown",
+    "record",
+]

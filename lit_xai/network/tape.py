@@ -1,0 +1,271 @@
+"""What a network computed, layer by layer, to be walked back by any rule.
+
+A network is watched while it runs (`torch.overrides.TorchFunctionMode`): nothing is traced, copied or hooked.
+So any Python in `forward` is allowed, a ReLU that is used twice is two layers, work in place is done out of
+place, the logits are those of the network, and the recording costs one forward pass.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lit_xai.network.layers import (
+    Affine,
+    Convolution,
+    Layer,
+    Linear,
+    Rearrangement,
+    Scaling,
+    Unknown,
+)
+from lit_xai.network.reading import read
+
+Rule = Callable[["Step", Tensor], Sequence[Tensor]]
+Replace = Callable[[Layer, tuple[Tensor, ...]], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One layer as it ran.
+
+    Args:
+        name: Path of the module that called it, with the name of the function where the module has parts, and
+            with #2, #3, ... for the calls after the first.
+        layer: What was computed.
+        sources: What it was computed from.
+        output: What came out.
+    """
+
+    name: str
+    layer: Layer
+    sources: tuple[Tensor, ...]
+    output: Tensor
+
+    @property
+    def source(self) -> Tensor:
+        """The source of a layer that has one."""
+        return self.sources[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """The layers of a network in the order in which they ran, for one batch.
+
+    Args:
+        inputs: The images.
+        output: The logits.
+        steps: One per layer.
+        modules: What each module returned, by path; of several calls, the last.
+    """
+
+    inputs: Tensor
+    output: Tensor
+    steps: tuple[Step, ...]
+    modules: dict[str, Tensor]
+
+    def walk(self, seeds: Sequence[tuple[Tensor, Tensor]], rule: Rule) -> Tensor:
+        """Carry messages from later values back to the images; where paths meet, messages add up.
+
+        Args:
+            seeds: Pairs of a value on the tape and the message to start with there.
+            rule: Turns the message at the output of a step into one message per source.
+
+        Returns:
+            The message at the images, zero if none arrives.
+        """
+        messages: dict[int, Tensor] = {}
+        for value, message in seeds:
+            _deliver(messages, value, message)
+        for step in reversed(self.steps):
+            if id(step.output) in messages:
+                message = messages.pop(id(step.output))
+                for source, part in zip(step.sources, rule(step, message), strict=True):
+                    _deliver(messages, source, part)
+        found = messages.get(id(self.inputs))
+        return torch.zeros_like(self.inputs) if found is None else found
+
+    def value(self, name: str) -> Tensor:
+        """What a module or a step returned.
+
+        Raises:
+            ValueError: There is none of that name; the nearest names are listed.
+        """
+        known = {step.name: step.output for step in self.steps} | self.modules
+        if name not in known:
+            near = get_close_matches(name, known, 4, 0.3) or list(known)[:4]
+            raise ValueError(
+                f"`layer` must be one of the network's, got {name!r}; nearest: {', '.join(near)}."
+            )
+        return known[name]
+
+
+def _deliver(messages: dict[int, Tensor], value: Tensor, message: Tensor) -> None:
+    there = messages.get(id(value))
+    messages[id(value)] = message if there is None else there + message
+
+
+def record(model: nn.Module, inputs: Tensor, replace: Replace | None = None) -> Tape:
+    """Run the network once and keep what it computed; whether gradients are kept too is the caller's mode.
+
+    A batch norm that alone reads a convolution or linear layer is folded into it: the two are one step.
+
+    Args:
+        model: The network, in eval mode.
+        inputs: The images.
+        replace: Computes a layer's output in another way, or returns None to leave it as it is. With it,
+            nothing is folded.
+
+    Raises:
+        ValueError: The output does not come from the images through calls of torch that can be seen.
+    """
+    recorder = _Recorder(inputs, replace)
+    with recorder.naming(model), recorder:
+        output = recorder.current(model(inputs))
+    if id(output) not in recorder.known:
+        raise ValueError(
+            "`model` must compute its logits from the images by calls of torch that can be watched: pass the "
+            "eager module, not a scripted, exported or compiled one."
+        )
+    steps, moved = (recorder.steps, {}) if replace else _folded(recorder.steps, output)
+    modules = {name: moved.get(id(value), value) for name, value in recorder.modules.items()}
+    return Tape(inputs, output, tuple(steps), modules)
+
+
+def _folded(steps: Sequence[Step], output: Tensor) -> tuple[list[Step], dict[int, Tensor]]:
+    """The steps with batch norms folded, and what stands for the outputs that are gone by that."""
+    readers = Counter(id(source) for step in steps for source in step.sources)
+    readers[id(output)] += 1
+    kept: dict[int, Step] = {}
+    moved: dict[int, Tensor] = {}
+    for step in steps:
+        before = kept.get(id(step.source))
+        if before is not None and readers[id(step.source)] == 1:
+            layer = _fold(before.layer, step.layer)
+            if layer is not None:
+                del kept[id(before.output)]
+                moved[id(before.output)] = step.output
+                step = dataclasses.replace(before, layer=layer, output=step.output)
+        kept[id(step.output)] = step
+    return list(kept.values()), moved
+
+
+def _fold(before: Layer, norm: Layer) -> Affine | None:
+    """Both as one layer, where the second is a batch norm of the first."""
+    if not isinstance(before, Convolution | Linear) or not isinstance(norm, Scaling):
+        return None
+    channels = len(before.weight)
+    if not isinstance(norm.scale, Tensor) or not isinstance(norm.shift, Tensor):
+        return None
+    if norm.scale.numel() != channels or norm.scale.ndim < 2 or norm.scale.shape[1] != channels:
+        return None
+    scale, shift = norm.scale.flatten(), norm.shift.flatten()
+    weight = before.weight * scale.reshape(-1, *[1] * (before.weight.ndim - 1))
+    return dataclasses.replace(
+        before, weight=weight, bias=shift if before.bias is None else before.bias * scale + shift
+    )
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every call of torch while a network runs, and notes those that depend on the images."""
+
+    def __init__(self, inputs: Tensor, replace: Replace | None) -> None:
+        super().__init__()
+        self.replace = replace
+        self.known = {
+            id(inputs): inputs
+        }  # values that depend on the images; held, so that their ids stay theirs
+        self.renewed: dict[int, Tensor] = {}  # what stands for a value after work in place on it
+        self.steps: list[Step] = []
+        self.modules: dict[str, Tensor] = {}
+        self.running: list[tuple[str, bool]] = [("", False)]
+        self.names: Counter[str] = Counter()
+
+    def current(self, value: Any) -> Any:
+        """What stands for a value now."""
+        while id(value) in self.renewed:
+            value = self.renewed[id(value)]
+        return value
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        args, kwargs = tree_map(self.current, (args, kwargs or {}))
+        sources = tuple(value for value in tree_leaves((args, kwargs)) if id(value) in self.known)
+        if not sources:
+            return func(*args, **kwargs)
+        layer = read(func, args, kwargs, sources)
+        target = args[0] if args and _works_in_place(func, kwargs) else None
+        output: Any = self.replace(layer, sources) if self.replace else None
+        if output is None and target is not None:
+            copy = target.clone()
+            output = func(copy, *args[1:], **kwargs)
+            output = copy if output is None else output
+        elif output is None:
+            output = func(*args, **kwargs)
+        if isinstance(output, Tensor):
+            self._note(layer, sources, output)
+        elif isinstance(output, tuple | list):
+            for index, part in enumerate(output):
+                if isinstance(part, Tensor):
+                    self._note(_part(layer, index), sources, part)
+        if target is not None:
+            self.renewed[id(target)] = output
+        return output
+
+    def _note(self, layer: Layer, sources: tuple[Tensor, ...], output: Tensor) -> None:
+        if id(output) in self.known or not output.is_floating_point():
+            return
+        self.known[id(output)] = output
+        path, whole = self.running[-1]
+        name = path if whole else f"{path}.{layer.name}".lstrip(".")
+        self.names[name] += 1
+        number = self.names[name]
+        self.steps.append(Step(name if number == 1 else f"{name}#{number}", layer, sources, output))
+
+    @contextmanager
+    def naming(self, model: nn.Module) -> Iterator[None]:
+        """Follow which module runs, through hooks that belong to no module."""
+        paths = {id(part): (path, not any(part.children())) for path, part in model.named_modules()}
+
+        def enter(part: nn.Module, args: Any) -> None:
+            self.running.append(paths.get(id(part), (type(part).__name__, False)))
+
+        def leave(part: nn.Module, args: Any, output: Any) -> None:
+            path, _ = self.running.pop()
+            value = self.current(output)
+            if id(value) in self.known:
+                self.modules[path] = value
+
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _works_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    name = getattr(function, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in ("__setitem__", "__iadd__") or kwargs.get("inplace") is True
+
+
+def _part(layer: Layer, index: int) -> Layer:
+    """One of several outputs of a layer."""
+    if isinstance(layer, Rearrangement):
+        return Rearrangement(lambda source: layer.function(source)[index])
+    return layer if isinstance(layer, Unknown) else Unknown(layer.name)
