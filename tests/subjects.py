@@ -98,6 +98,7 @@ class Recorder(nn.Module):
         self.model = model
         self.fail_at = fail_at
         self.calls: list[int] = []
+        self.training = model.training
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls.append(len(inputs))

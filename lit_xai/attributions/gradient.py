@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.base import Attribution, entering
 from lit_xai.attributions.score import Logit, Scored, gradient, settle
 from lit_xai.types import Images, Labels
 
@@ -27,7 +27,11 @@ class Saliency(Attribution):
     def __post_init__(self) -> None:
         settle(self)
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    @property
+    def differentiable(self) -> bool:
+        return True
+
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         return gradient(self.score, model, inputs, target)
 
 
@@ -48,5 +52,9 @@ class InputXGradient(Attribution):
     def __post_init__(self) -> None:
         settle(self)
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        return inputs.detach() * gradient(self.score, model, inputs, target)
+    @property
+    def differentiable(self) -> bool:
+        return True
+
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        return entering(inputs) * gradient(self.score, model, inputs, target)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lit_xai.attributions.base import entering, keeping_graph, require_logits
 from lit_xai.types import Images, Labels, Logits, Scores, require
 
 
@@ -53,7 +54,28 @@ class Margin(Score):
         return (logits.gather(1, chosen) - logits.gather(1, rival[:, None]))[:, 0]
 
 
-Scored = Score | Literal["logit", "margin"]
+@dataclass(frozen=True)
+class Probability(Score):
+    """The softmax probability of the target class, in [0, 1].
+
+    p_c(x) = 1 / (1 + exp(-h)),    h = f_c(x) - log sum_{j != c} exp f_j(x)
+
+    Its gradient p_c (1 - p_c) grad h vanishes where the model is sure of itself. It is computed from h, which
+    keeps all its digits as long as it does not underflow; 1 - p_c by itself rounds to zero from h = 17 on in
+    single precision.
+
+    Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
+    """
+
+    def __call__(self, logits: Logits, target: Labels, rival: Labels | None = None) -> Scores:
+        own = target[:, None]
+        others = logits.scatter(1, own, -math.inf).logsumexp(1)
+        # The derivative of a sigmoid is computed from 1 - p, that of its logarithm from exp(-|h|).
+        odds = nn.functional.logsigmoid(logits.gather(1, own)[:, 0] - others)
+        return odds.exp()
+
+
+Scored = Score | Literal["logit", "margin", "probability"]
 
 
 def named(score: Scored) -> Score:
@@ -64,8 +86,12 @@ def named(score: Scored) -> Score:
     """
     if isinstance(score, Score):
         return score
-    names: dict[str, Score] = {"logit": Logit(), "margin": Margin()}
-    known = " or ".join(map(repr, names))
+    names: dict[str, Score] = {
+        "logit": Logit(),
+        "margin": Margin(),
+        "probability": Probability(),
+    }
+    known = ", ".join(map(repr, names))
     require(score in names, f"`score` must be {known}, or a Score, got {score!r}.")
     return names[score]
 
@@ -80,17 +106,16 @@ def gradient(
 ) -> Images:
     """Gradient of the score with respect to the points: one forward pass and one input gradient.
 
-    Parameters receive no gradient, and the points stay as they were.
+    Parameters receive no gradient, and the points stay as they were. Within `keep_graph` the gradient can be
+    differentiated, and reaches whatever the points were made from.
 
     Raises:
         ValueError: The model does not return one row of logits per image.
     """
     with torch.enable_grad():
-        points = points.detach().requires_grad_()
+        points = entering(points)
+        points = points if points.requires_grad else points.detach().requires_grad_()
         logits = model(points)
-        require(
-            logits.ndim == 2 and len(logits) == len(points),
-            f"`model` must return logits of shape (batch, class), got {tuple(logits.shape)} for "
-            f"{len(points)} images.",
-        )
-        return torch.autograd.grad(named(score)(logits, target, rival).sum(), points)[0]
+        require_logits(logits, len(points))
+        total = named(score)(logits, target, rival).sum()
+        return torch.autograd.grad(total, points, create_graph=keeping_graph())[0]

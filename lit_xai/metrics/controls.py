@@ -18,7 +18,7 @@ class RandomMap(Attribution):
     Source: Samek et al. 2017, arXiv 1509.06321 (the random heatmap that a method must beat).
     """
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         keys = randomness.keys(inputs, "random map")
         return 2 * randomness.uniform(keys, 0, inputs.shape[1:], inputs.dtype) - 1
 
@@ -32,7 +32,7 @@ class EdgeMap(Attribution):
     Source: Adebayo et al. 2018, arXiv 1810.03292 (edge detectors as a control).
     """
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         smooth, slope = inputs.new_tensor([[1, 2, 1], [-1, 0, 1]])
         kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]
         pixels = F.pad(inputs, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]

@@ -127,6 +127,31 @@ def test_chunk_bounds_the_images_per_call_and_changes_nothing(row: Row, chunk, d
     assert max(counted.calls) <= max(chunk, searched, inside)
 
 
+@pytest.mark.parametrize("row", ATTRIBUTIONS, ids=str)
+def test_maps_have_the_gradient_they_declare(row: Row):
+    """Within `keep_graph`, against central differences; other methods refuse."""
+    net = tiny_net(nn.Softplus if row.smooth else nn.ReLU, torch.float64)
+    inputs = torch.rand(2, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+    target = net(inputs).argmax(1)
+    if not row.instance.differentiable:
+        with attributions.keep_graph(), pytest.raises(ValueError, match="cannot be differentiated"):
+            row.instance(net, inputs, target)
+        return
+
+    def loss(points):
+        with randomness.keyed(0, torch.arange(2)):
+            return (row.instance(net, points, target) * weight).sum()
+
+    weight, step = torch.randn_like(inputs), 1e-5 * torch.randn_like(inputs)
+    with attributions.keep_graph():
+        (slope,) = torch.autograd.grad(loss(inputs), inputs)
+    with torch.no_grad():
+        points = inputs.detach()
+        difference = (loss(points + step) - loss(points - step)) / 2
+    torch.testing.assert_close((slope * step).sum(), difference, rtol=1e-4, atol=1e-12)
+    assert difference.abs() > 1e-9
+
+
 @every_row
 @pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
 def test_the_callers_grad_mode_does_not_matter(row: Row, around, relu_net, batch):
