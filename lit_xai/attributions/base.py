@@ -100,7 +100,7 @@ def require_logits(logits: Tensor, images: int) -> None:
 
 
 def _checked(model: nn.Module, inputs: Images, target: Labels) -> int:
-    """The highest target, after everything that can be checked before the model is called, in one transfer."""
+    """The highest target, once all that can be checked before the model is called is: in one transfer."""
     training = next((name for name, part in model.named_modules() if part.training), None)
     require(
         training is None,
