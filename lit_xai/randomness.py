@@ -87,10 +87,10 @@ def normal(
     """
     count = math.prod(shape)
     words = bits(keys, stream, ((count + 1) // 2,))
-    high, low = (words >> 32) & _LOW, words & _LOW
-    radius = (high.to(dtype) + 0.5).mul(2.0**-32).log().mul(-2).sqrt()
-    angle = low.to(dtype).mul(2 * math.pi * 2.0**-32)
-    pairs = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    high, low = (words >> 32).bitwise_and_(_LOW), words.bitwise_and_(_LOW)
+    radius = high.to(dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = low.to(dtype).mul_(2 * math.pi * 2.0**-32)
+    pairs = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
     return pairs[:, :count].reshape(len(keys), *shape)
 
 
@@ -100,7 +100,10 @@ def _wrap(number: int) -> int:
 
 
 def _finalise(z: Tensor) -> Tensor:
-    """SplitMix64: a bijection of 64-bit integers whose output bits all depend on all input bits."""
+    """SplitMix64: a bijection of 64-bit integers whose output bits all depend on all input bits.
+
+    `z` is worked on in place: a large draw is a matter of memory.
+    """
     for shift, factor in zip((30, 27), _MIX, strict=True):
-        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return z ^ ((z >> 31) & ((1 << 33) - 1))
+        z = z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
+    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
