@@ -28,12 +28,14 @@ def packed_sum(
         like: Anything in the shape of the result.
         chunk: Largest number of rows in one pass.
     """
-    total = torch.zeros_like(like)
     images = torch.arange(len(like), device=like.device)
     steps = torch.arange(len(weights), device=like.device)
-    for block, part in zip(torch.split(images, chunk), torch.split(total, chunk), strict=True):
+    totals = []
+    for block in torch.split(images, chunk):
+        total = like.new_zeros(len(block), *like.shape[1:])
         for together in torch.split(steps, max(1, chunk // max(1, len(block)))):
             maps = terms(block.repeat(len(together)), together.repeat_interleave(len(block)))
-            maps = maps.reshape(len(together), *part.shape)
-            part += (maps * weights[together].view(-1, 1, 1, 1, 1)).sum(0)
-    return total
+            maps = maps.reshape(len(together), *total.shape)
+            total = total + (maps * weights[together].view(-1, 1, 1, 1, 1)).sum(0)
+        totals.append(total)
+    return torch.cat(totals)

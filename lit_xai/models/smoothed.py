@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import special, stats
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_xai import randomness
 from lit_xai.models.modes import evaluating
@@ -108,37 +109,57 @@ class Smoothed(nn.Module):
     `predict` and `certify` are about g, by votes. The forward pass is its differentiable companion, the mean
     logits over noise drawn once and shared by all images: a deterministic function, so that it has gradients,
     a decision boundary and attributions of its own. The gradient of one of its logits is SmoothGrad of the
-    network. A batch of b images passes through the network as `samples` * b.
+    network. A batch of b images passes through the network as `samples` * b, at most `chunk` at once: where
+    that takes several passes, backward computes each of them again in place of keeping them all in memory.
+    In train mode all pass at once, as batch statistics must be of all.
 
     Args:
         net: Maps pixels to logits; its normalisation is inside, so that `sigma` is in pixel units.
         sigma: Standard deviation of the noise in pixel units, greater than 0.
         samples: Noise draws in a forward pass, at least 1.
         seed: Fixes the draws of the forward pass; `predict` and `certify` do not use it.
+        chunk: Largest number of noisy images in one pass of the network in eval mode, at least 1; results do
+            not depend on it.
 
     Source: Cohen, Rosenfeld and Kolter 2019, arXiv 1902.02918, algorithm 1 (`predict`, `certify`); Smilkov et
     al. 2017, arXiv 1706.03825 (the gradient of the forward pass).
     """
 
-    def __init__(self, net: nn.Module, sigma: float, samples: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, net: nn.Module, sigma: float, samples: int = 16, seed: int = 0, chunk: int = 256
+    ) -> None:
         require_positive(sigma=sigma)
-        require_at_least(1, samples=samples)
+        require_at_least(1, samples=samples, chunk=chunk)
         super().__init__()
         self.net = net
         self.sigma = sigma
         self.samples = samples
         self.seed = seed
+        self.chunk = chunk
 
     def extra_repr(self) -> str:
-        return f"sigma={self.sigma!r}, samples={self.samples!r}, seed={self.seed!r}"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("sigma", "samples", "seed", "chunk"))
 
     def forward(self, inputs: Images) -> Logits:
         draws = torch.arange(self.samples, device=inputs.device)
         with randomness.keyed(self.seed, draws):
             keys = randomness.keys(draws, "smoothed forward")
         noise = self.sigma * randomness.normal(keys, 0, inputs.shape[1:], inputs.dtype)
+        if self.training or self.samples * len(inputs) <= self.chunk:
+            return self._sum(inputs, noise) / self.samples
+        blocks = []
+        for images in torch.split(inputs, self.chunk):
+            sums = [
+                checkpoint(self._sum, images, draws, use_reentrant=False, preserve_rng_state=False)
+                for draws in torch.split(noise, self.chunk // len(images))
+            ]
+            blocks.append(torch.stack(sums).sum(dim=0) / self.samples)
+        return torch.cat(blocks)
+
+    def _sum(self, inputs: Images, noise: Float[Tensor, "draw channel height width"]) -> Logits:
+        """Logits added up over the draws, in one pass of the network."""
         logits: Tensor = self.net((inputs + noise[:, None]).flatten(0, 1))
-        return logits.reshape(self.samples, len(inputs), -1).mean(dim=0)
+        return logits.reshape(len(noise), len(inputs), -1).sum(dim=0)
 
     def predict(self, inputs: Images, samples: int = 1000, alpha: float = 0.001, chunk: int = 1024) -> Labels:
         """The class that g answers, or -1 where the votes do not tell it from the second.

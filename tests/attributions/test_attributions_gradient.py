@@ -68,7 +68,7 @@ def test_a_model_without_logits_per_image_is_refused(batch):
     with pytest.raises(
         ValueError, match=r"`model` must return logits of shape \(batch, class\), got \(5, 2, 8, 8\)"
     ):
-        Saliency()(nn.Identity(), *batch)
+        Saliency()(nn.Identity().eval(), *batch)
 
 
 def test_points_that_require_grad_are_not_written_to(relu_net, batch):

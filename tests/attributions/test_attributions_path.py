@@ -1,4 +1,4 @@
-"""Integrated gradients: Captum, a slow twin, completeness, order of convergence, passes."""
+"""Integrated and expected gradients: Captum, slow twins, completeness, orders, rates, passes."""
 
 import captum.attr
 import numpy
@@ -6,8 +6,10 @@ import pytest
 import torch
 from subjects import Recorder
 
+from lit_xai import randomness
 from lit_xai.attributions import InputXGradient, IntegratedGradients, Logit, Margin
-from lit_xai.attributions.path import nodes
+from lit_xai.attributions.baselines import FlatImage, NoiseImage, StoredImages
+from lit_xai.attributions.path import ExpectedGradients, nodes
 
 
 @pytest.fixture
@@ -139,3 +141,118 @@ def test_passes_are_exactly_images_times_steps_and_small_batches_fill_them(chunk
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         IntegratedGradients(**settings)
+
+
+def test_a_number_stands_for_the_flat_image_of_that_value():
+    for method in (IntegratedGradients, ExpectedGradients):
+        assert method(baseline=0.5) == method(baseline=FlatImage(0.5))
+        assert hash(method(baseline=0.5)) == hash(method(baseline=FlatImage(0.5)))
+        assert method(baseline=1) != method(baseline=0.5)
+    assert IntegratedGradients() == IntegratedGradients(baseline=0.0)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 1.0, 0.5, NoiseImage()], ids=repr)
+def test_the_map_adds_up_to_its_total_from_any_baseline(baseline, smooth_batch):
+    """Black, white, grey and noise: other maps, each complete from where it starts."""
+    method = IntegratedGradients(steps=400, baseline=baseline)
+    with randomness.keyed(2, torch.arange(4)):
+        maps, total = method(*smooth_batch), method.total(*smooth_batch)
+        start = method.baseline(smooth_batch[1], randomness.keys(smooth_batch[1], "baseline"))
+    net, inputs, target = smooth_batch
+    with torch.no_grad():
+        rise = Logit()(net(inputs), target) - Logit()(net(start), target)
+    torch.testing.assert_close(total, rise)
+    torch.testing.assert_close(maps.flatten(1).sum(1), total, rtol=1e-4, atol=1e-5)
+    assert not total.requires_grad
+    assert total.abs().min() > 1e-2
+
+
+def test_noise_baselines_are_captums(smooth_batch):
+    net, inputs, target = smooth_batch
+    with randomness.keyed(2, torch.arange(4)):
+        ours = IntegratedGradients(steps=7, baseline=NoiseImage(), rule="midpoint")(net, inputs, target)
+        start = randomness.uniform(randomness.keys(inputs, "baseline"), 0, (2, 8, 8), torch.float64)
+    captums = captum.attr.IntegratedGradients(net)
+    expected = captums.attribute(inputs, start, target=target, n_steps=7, method="riemann_middle")
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("baseline", [0.25, NoiseImage()], ids=repr)
+def test_expected_gradients_agree_with_a_loop_over_the_same_draws(baseline, smooth_batch):
+    net, inputs, target = smooth_batch
+    method = ExpectedGradients(samples=5, baseline=baseline, chunk=7)
+    with randomness.keyed(4, torch.arange(4)):
+        ours = method(net, inputs, target)
+        places, starts = (randomness.keys(inputs, purpose) for purpose in ("place", "baseline"))
+    for i in range(4):
+        total = torch.zeros_like(inputs[i])
+        for sample in range(5):
+            t = randomness.uniform(places[i : i + 1] + sample, 0, (), torch.float64)
+            start = method.baseline(inputs[i : i + 1], starts[i : i + 1] + sample)[0]
+            point = (start + t * (inputs[i] - start)).requires_grad_()
+            slope = torch.autograd.grad(net(point[None])[0, target[i]], point)[0]
+            total += (inputs[i] - start) * slope / 5
+        torch.testing.assert_close(ours[i], total)
+
+
+def test_expected_gradients_tend_to_integrated_gradients_at_the_rate_of_monte_carlo(smooth_batch):
+    """From one flat baseline the place alone is random; the error falls as one over the root of the draws."""
+    net, inputs, target = smooth_batch
+    inputs, target = inputs[:1].repeat(32, 1, 1, 1), target[:1].repeat(32)
+    exact = IntegratedGradients(steps=2000, rule="midpoint", baseline=0.3)(net, inputs[:1], target[:1])
+    sizes, errors = [4, 16, 64, 256], []
+    for samples in sizes:
+        maps = ExpectedGradients(samples=samples, baseline=0.3, chunk=2048)(net, inputs, target)
+        errors.append((maps - exact).square().mean().sqrt())
+    rate = numpy.polyfit(numpy.log(sizes), numpy.log(errors), 1)[0]
+    assert rate == pytest.approx(-0.5, abs=0.08)
+
+
+def test_expected_gradients_are_integrated_gradients_averaged_over_stored_baselines(tmp_path, smooth_batch):
+    net, inputs, target = smooth_batch
+    references = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    numpy.save(tmp_path / "references.npy", references.numpy())
+    captums = captum.attr.IntegratedGradients(net)
+    expected = sum(
+        captums.attribute(inputs, part[None].expand_as(inputs), target=target, n_steps=64)
+        for part in references
+    )
+    method = ExpectedGradients(4000, baseline=StoredImages(str(tmp_path / "references.npy")), chunk=4096)
+    ours = method(net, inputs, target)
+    single = ExpectedGradients(1, baseline=method.baseline)(net, inputs, target)
+    spread = (single - expected / 3).square().mean().sqrt()
+    error = (ours - expected / 3).square().mean().sqrt()
+    assert error < 1.5 * spread / 4000**0.5
+    assert (InputXGradient()(net, inputs, target) - expected / 3).square().mean().sqrt() > 5 * error
+
+
+def test_the_total_of_expected_gradients_is_the_mean_rise_over_the_same_baselines(smooth_batch):
+    net, inputs, target = smooth_batch
+    method = ExpectedGradients(samples=6, baseline=NoiseImage(), chunk=5)
+    with randomness.keyed(1, torch.arange(4)):
+        total, starts = method.total(net, inputs, target), randomness.keys(inputs, "baseline")
+    expected = torch.zeros_like(total)
+    with torch.no_grad():
+        for sample in range(6):
+            start = randomness.uniform(starts + sample, 0, (2, 8, 8), torch.float64)
+            expected += (Logit()(net(inputs), target) - Logit()(net(start), target)) / 6
+    torch.testing.assert_close(total, expected)
+
+
+def test_expected_gradients_pass_exactly_images_times_samples(relu_net, batch):
+    counted = Recorder(relu_net)
+    ExpectedGradients(samples=9, chunk=20)(counted, *batch)
+    assert counted.calls == [20, 20, 5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 0}, "`samples` must be at least 1, got 0."),
+        ({"chunk": 0}, "`chunk` must be at least 1, got 0."),
+        ({"baseline": -0.5}, r"`baseline` must lie in \[0, 1\], got -0.5."),
+    ],
+)
+def test_bad_settings_of_expected_gradients_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ExpectedGradients(**settings)

@@ -25,6 +25,7 @@ class Quadratic(nn.Module):
         self.w = torch.randn(12, dtype=torch.float64)
         matrix = torch.randn(12, 12, dtype=torch.float64)
         self.a = matrix + matrix.T
+        self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
         x = inputs.flatten(1)
@@ -100,7 +101,7 @@ def test_noise_is_not_clipped_and_has_the_stated_size(relu_net):
             return inputs.flatten(1)[:, :2] ** 2
 
     seen: list[Tensor] = []
-    SmoothGrad(sigma=0.5, samples=200)(Witness(), torch.ones(1, 1, 8, 8), torch.tensor([0]))
+    SmoothGrad(sigma=0.5, samples=200)(Witness().eval(), torch.ones(1, 1, 8, 8), torch.tensor([0]))
     points = torch.cat(seen)
     assert points.max() > 1.5
     assert float(points.mean()) == pytest.approx(1, abs=0.03)
@@ -115,7 +116,8 @@ def test_images_of_a_batch_and_samples_of_an_image_do_not_share_noise():
             seen.append(inputs.detach().flatten(1))
             return inputs.flatten(1)[:, :2] ** 2
 
-    SmoothGrad(sigma=1.0, samples=50)(Witness(), torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
+    target = torch.zeros(4, dtype=torch.int64)
+    SmoothGrad(sigma=1.0, samples=50)(Witness().eval(), torch.zeros(4, 1, 8, 8), target)
     draws = torch.cat(seen)
     assert draws.shape == (200, 64)
     correlation = numpy.corrcoef(draws) - numpy.eye(200)
@@ -135,7 +137,7 @@ def test_other_maps_can_be_smoothed_too(smooth_net):
 class Noise(Attribution):
     """A map that is nothing but its own draws."""
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         return randomness.normal(randomness.keys(inputs, "noise"), 0, inputs.shape[1:], inputs.dtype)
 
 
