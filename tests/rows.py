@@ -1,7 +1,9 @@
 """One row per algorithm: an instance, its closed form on the linear classifier, and its flags."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ class Row:
         classes: Classes of the linear classifier for which the closed form holds.
         tolerance: Absolute error allowed against the closed form, in double precision.
         draws: Whether the answer depends on the random state.
+        smooth: Whether its gradient is tested on a smooth network; a method made for ReLUs sets it to False.
     """
 
     instance: Any
@@ -31,6 +34,7 @@ class Row:
     classes: int = 4
     tolerance: float = 1e-9
     draws: bool = False
+    smooth: bool = True
 
     def __str__(self) -> str:
         return repr(self.instance)
@@ -79,6 +83,99 @@ def worst_in_ball(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
     return x - 0.1 * nn.functional.normalize(w[c] - w[1 - c]).view_as(x)
 
 
+def per_segment(baseline: float, segments: int) -> ClosedForm:
+    """(x - b) w_c, summed over each segment and divided evenly over it."""
+
+    def form(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+        effect, maps = (x - baseline) * own(w, b, x, c), torch.zeros_like(x)
+        cuts = [math.ceil(x.shape[-1] * k / segments) for k in range(segments + 1)]
+        for top, bottom in pairwise(cuts):
+            for left, right in pairwise(cuts):
+                part = effect[:, :, top:bottom, left:right]
+                maps[:, :, top:bottom, left:right] = part.mean((1, 2, 3), keepdim=True)
+        return maps
+
+    return form
+
+
+def flux_in_cube(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """|w_c| / sqrt(n): the gradient times the unit vector to the lowest corner of a cube."""
+    return (w[c].abs() / w.shape[1] ** 0.5).view_as(x)
+
+
+def flux_in_ball(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """w_c^2 / ||w_c||: the gradient times the unit vector to the lowest point of a ball."""
+    return (w[c].square() / w[c].norm(dim=1, keepdim=True)).view_as(x)
+
+
+def ways_to_all(epsilon: float, steps: int, accumulate: bool) -> ClosedForm:
+    """-epsilon sum_i K_i w_c * sign(w_i), over all false classes i; the way to i has K_i steps in the box."""
+
+    def maps(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+        total = torch.zeros_like(x.flatten(1))
+        for false, way in enumerate(w.sign()):
+            points = x.flatten(1) + torch.arange(steps)[:, None, None] * (epsilon * way)
+            if not accumulate:
+                points[1:] = x.flatten(1) + epsilon * way
+            seen = (points @ w.T + b).argmax(2)
+            going = (seen != false).cumprod(0).sum(0) * (c != false)
+            total -= going[:, None] * (epsilon * w[c] * way)
+        return total.view_as(x)
+
+    return maps
+
+
+def way_down(size: float, steps: int, euclidean: bool) -> ClosedForm:
+    """size K w_c * unit(w_c), after the K steps it takes to leave class c, in the box."""
+
+    def maps(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+        step = size * (nn.functional.normalize(w[c]) if euclidean else w[c].sign())
+        points = x.flatten(1) - torch.arange(steps)[:, None, None] * step
+        going = ((points @ w.T + b).argmax(2) == c).cumprod(0).sum(0)
+        return (going[:, None] * w[c] * step).view_as(x)
+
+    return maps
+
+
+def influence(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """The logit, shared out in proportion to the size of every product of weight and pixel."""
+    logits = x.flatten(1) @ w.T + b
+    sizes = (x * own(w, b, x, c)).abs()
+    return logits.gather(1, c[:, None])[:, :, None, None] * sizes / sizes.sum((1, 2, 3), keepdim=True)
+
+
+def shared(parts: Callable[[Tensor, Tensor, Tensor], Tensor]) -> ClosedForm:
+    """The logit, in proportion to the parts of (weight row, bias, pixels)."""
+
+    def maps(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+        logit = (x.flatten(1) @ w.T + b).gather(1, c[:, None])
+        return (logit * parts(w[c], b[c][:, None], x.flatten(1))).view_as(x)
+
+    return maps
+
+
+def by_contribution(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    total = (w * x).sum(1, keepdim=True) + b
+    return w * x / (total + 1e-6 * total.sign())
+
+
+def by_positive_contribution(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    return (w * x).clamp(min=0) / (w * x).clamp(min=0).sum(1, keepdim=True)
+
+
+def by_square(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    return w.square() / (w.square().sum(1, keepdim=True) + b.square())
+
+
+def by_box(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    reach = w * x - w.clamp(max=0)
+    return reach / reach.sum(1, keepdim=True)
+
+
+def evenly(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    return torch.full_like(x, 1 / x.shape[1])
+
+
 SEARCH = attacks.DDN(steps=15)
 
 
@@ -106,6 +203,94 @@ ATTRIBUTIONS: list[Row] = [
         lambda w, b, x, c: (x - to_boundary(w, b, x, c)) * to_rival(w, b, x, c),
         tolerance=1e-4,
     ),
+    Row(a.BoundarySmoothGrad(search=SEARCH, samples=3), own, draws=True),
+    Row(a.BoundarySmoothGrad(search=SEARCH, samples=2, score=a.Margin(), chunk=3), to_rival, draws=True),
+    Row(
+        a.BoundaryDeepLift(search=SEARCH),
+        lambda w, b, x, c: (x - to_boundary(w, b, x, c)) * own(w, b, x, c),
+        tolerance=1e-4,
+    ),
+    Row(
+        a.BoundaryDeepLift(search=SEARCH, score=a.Margin()),
+        lambda w, b, x, c: (x - to_boundary(w, b, x, c)) * to_rival(w, b, x, c),
+        tolerance=1e-4,
+    ),
+    Row(a.Saliency(score=a.Probability())),
+    Row(a.NegativeFlux(points=2, steps=1), draws=True),
+    Row(a.NegativeFlux(points=3, steps=1, score=a.Logit(), chunk=5), flux_in_cube, draws=True),
+    Row(
+        a.NegativeFlux(points=2, steps=12, norm=attacks.L2(), score=a.Logit(), eta=9.0),
+        flux_in_ball,
+        draws=True,
+    ),
+    Row(a.AdversarialGradientIntegration(steps=3, classes=2, chunk=7), draws=True),
+    Row(
+        a.AdversarialGradientIntegration(epsilon=0.002, steps=6, score=a.Logit()),
+        ways_to_all(0.002, 6, accumulate=False),
+    ),
+    Row(
+        a.AdversarialGradientIntegration(path="accumulate", epsilon=0.002, steps=6, score=a.Logit(), chunk=5),
+        ways_to_all(0.002, 6, accumulate=True),
+    ),
+    Row(a.MFABA(steps=4)),
+    Row(a.MFABA(steps=4, step_size=0.01, score=a.Logit(), chunk=4), way_down(0.01, 4, euclidean=True)),
+    Row(a.MFABA(mode="smooth", steps=4, score=a.Logit()), way_down(0.001, 4, euclidean=False)),
+    Row(a.GradCam()),
+    Row(a.GradCam(relu=False, score=a.Margin())),
+    Row(a.GuidedGradCam(), smooth=False),
+    Row(
+        a.Occlusion(window=1, stride=1),
+        lambda w, b, x, c: (x * own(w, b, x, c)).mean(1, keepdim=True).expand_as(x),
+    ),
+    Row(a.Occlusion(window=3, stride=2, baseline=0.5, score=a.Margin(), chunk=7)),
+    Row(a.FeatureAblation(segments=3), per_segment(0.0, 3)),
+    Row(a.KernelShap(segments=3, samples=60, baseline=0.5, chunk=16), per_segment(0.5, 3), draws=True),
+    Row(a.Lime(segments=2, samples=24, ridge=0.0), per_segment(0.0, 2), draws=True),
+    Row(a.Lime(segments=3, samples=12, chunk=7), draws=True),
+    Row(a.IntegratedGradients(steps=3, baseline=a.NoiseImage()), draws=True),
+    Row(a.ExpectedGradients(samples=4), draws=True),
+    Row(
+        a.ExpectedGradients(samples=3, baseline=0.25, chunk=4),
+        lambda w, b, x, c: (x - 0.25) * own(w, b, x, c),
+        draws=True,
+    ),
+    Row(a.GuidedIntegratedGradients(steps=5), lambda w, b, x, c: x * own(w, b, x, c)),
+    Row(
+        a.GuidedIntegratedGradients(steps=4, fraction=0.1, max_dist=1.0, baseline=0.5, chunk=3),
+        lambda w, b, x, c: (x - 0.5) * own(w, b, x, c),
+    ),
+    Row(a.SteinGradient(sigma=1.0, samples=40), draws=True),
+    Row(a.GuidedBackprop(), own),
+    Row(a.Deconvolution(score=a.Margin()), lead),
+    Row(a.RectifiedGradient(percentile=80), lambda w, b, x, c: x * own(w, b, x, c)),
+    Row(a.RectifiedGradient(percentile=60, times_input=False, redistribute=True, mask_border=True), own),
+    Row(a.RectifiedGradient(threshold=0.0, score=a.Margin()), lambda w, b, x, c: x * lead(w, b, x, c)),
+    Row(a.DeepLift(), lambda w, b, x, c: x * own(w, b, x, c), smooth=False),
+    Row(
+        a.DeepLift(baseline=0.5, score=a.Margin()),
+        lambda w, b, x, c: (x - 0.5) * lead(w, b, x, c),
+        smooth=False,
+    ),
+    Row(a.DeepLift(baseline=a.NoiseImage(), score=a.Margin()), draws=True, smooth=False),
+    Row(a.DeepLiftShap(samples=3, chunk=7), draws=True, smooth=False),
+    Row(
+        a.DeepLiftShap(samples=2, baseline=0.5),
+        lambda w, b, x, c: (x - 0.5) * own(w, b, x, c),
+        smooth=False,
+    ),
+    Row(a.LRP(), shared(by_contribution), smooth=False),
+    Row(a.LRP(a.AlphaBeta(), first=a.Flat()), shared(evenly), smooth=False),
+    Row(a.LRP(a.Gamma(), first=a.ZBox(), bias="ignore"), shared(by_box), tolerance=1e-7, smooth=False),
+    Row(
+        a.LRP(a.WSquare(), a.ZPlus(), bias="ignore"),
+        shared(by_positive_contribution),
+        tolerance=1e-7,
+        smooth=False,
+    ),
+    Row(a.LRP(a.Epsilon(1e-3), first=a.WSquare()), shared(by_square), tolerance=1e-7, smooth=False),
+    Row(a.RAP(), influence),
+    Row(a.RAP(addition="released"), influence),
+    Row(a.RSP()),  # refuses the linear classifier, which has no ReLU with places
     Row(metrics.RandomMap(), draws=True),
     Row(metrics.EdgeMap()),
 ]
@@ -133,6 +318,8 @@ METRICS: list[Row] = [
     Row(metrics.Closeness()),
     Row(metrics.Flags()),
     Row(metrics.Missing()),
+    Row(metrics.Residual()),
+    Row(metrics.Accepted()),
     Row(metrics.CleanAccuracy()),
     Row(metrics.RobustAccuracy(attack=attacks.LinfPGD(epsilon=0.1, steps=2))),
     Row(metrics.BoundaryDistance(search=SEARCH)),

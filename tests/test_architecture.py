@@ -19,6 +19,8 @@ import lit_xai
 from lit_xai.attacks.base import Attack
 from lit_xai.attacks.norms import Norm
 from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.baselines import Baseline
+from lit_xai.attributions.rules import Rule
 from lit_xai.attributions.score import Score
 from lit_xai.metrics.base import VOCABULARY, Metric, Reduction
 from lit_xai.metrics.faithfulness import Removal
@@ -28,7 +30,7 @@ from lit_xai.optim.schedule import Schedule
 ROOMS = ("attacks", "attributions", "metrics", "models", "objectives", "optim")
 ROOT = Path(lit_xai.__file__).parent
 CONFIGS = ROOT.parent / "configs"
-STATELESS = (Attack, Norm, Attribution, Score, Schedule, Reduction, Removal)
+STATELESS = (Attack, Norm, Attribution, Score, Baseline, Rule, Schedule, Reduction, Removal)
 NOUNS = (*STATELESS, Objective, Metric, torch.optim.Optimizer)
 PROVEN = {Attack: ATTACKS, Attribution: ATTRIBUTIONS, Objective: OBJECTIVES, Metric: METRICS}
 

@@ -39,7 +39,7 @@ class Attribution(abc.ABC):
                 self.differentiable,
                 f"`{type(self).__name__}` cannot be differentiated: take a method with `differentiable` set.",
             )
-        token = _HIGHEST.set(_checked(model, inputs, target))
+        token = _HIGHEST.set(check(model, inputs, target))
         try:
             return self.maps(model, inputs, target)
         finally:
@@ -99,7 +99,7 @@ def require_logits(logits: Tensor, images: int) -> None:
     require(highest < classes, f"`target` must lie in 0..{classes - 1}, got {highest}.")
 
 
-def _checked(model: nn.Module, inputs: Images, target: Labels) -> int:
+def check(model: nn.Module, inputs: Images, target: Labels) -> int:
     """The highest target, once all that can be checked before the model is called is: in one transfer."""
     training = next((name for name, part in model.named_modules() if part.training), None)
     require(

@@ -12,13 +12,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from lit_xai import randomness
 from lit_xai.attacks.base import Search
 from lit_xai.attacks.boundary import DDN
 from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.deeplift import DeepLift, rescale
 from lit_xai.attributions.gradient import Saliency
+from lit_xai.attributions.packing import Maps, Rows, packed_sum
 from lit_xai.attributions.path import IntegratedGradients, Rule, integrate, require_path
 from lit_xai.attributions.score import Logit, Scored, gradient, settle
-from lit_xai.types import Flags, Images, Labels
+from lit_xai.attributions.smoothing import SmoothGrad
+from lit_xai.types import Flags, Images, Labels, require_at_least, require_positive
 
 
 @runtime_checkable
@@ -59,7 +63,7 @@ class BoundarySaliency(Attribution):
         """The gradient at the image."""
         return Saliency(self.score)
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         boundary = self.search.search(model, inputs, target)
         maps = gradient(self.score, model, boundary.points, target, boundary.label)
         return found_only(maps, boundary.found)
@@ -100,12 +104,92 @@ class BoundaryIntegratedGradients(Attribution):
         """Integrated gradients from black."""
         return IntegratedGradients(steps=self.steps, score=self.score, rule=self.rule, chunk=self.chunk)
 
-    def __call__(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         boundary = self.search.search(model, inputs, target)
         start, end = boundary.points, inputs.detach()
         maps = integrate(
             model, start, end, target, self.score, self.rule, self.steps, self.chunk, rival=boundary.label
         )
+        return found_only(maps, boundary.found)
+
+
+@dataclass(frozen=True)
+class BoundarySmoothGrad(Attribution):
+    """Mean gradient of the score over Gaussian noise at the closest boundary point (BSG).
+
+    (1 / n) sum_k grad s(x' + sigma e_k),    e_k ~ N(0, I),    x' = the closest point of another class
+
+    Args:
+        search: Finds the boundary points.
+        sigma: Standard deviation of the noise, in pixel units; greater than 0.
+        samples: Noise draws per image, at least 1; the draws are those of the plain `SmoothGrad`.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        chunk: Largest number of images in one pass of the model.
+
+    Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (released code: boundary-based smooth gradient).
+    Deviates: NaN where no boundary point was found.
+    """
+
+    search: Search = field(default_factory=DDN)
+    sigma: float = 0.15
+    samples: int = 16
+    score: Scored = field(default_factory=Logit)
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        settle(self)
+        require_positive(sigma=self.sigma)
+        require_at_least(1, samples=self.samples, chunk=self.chunk)
+
+    @property
+    def plain(self) -> SmoothGrad:
+        """The mean gradient around the image."""
+        return SmoothGrad(self.sigma, self.samples, Saliency(self.score), self.chunk)
+
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        boundary = self.search.search(model, inputs, target)
+        own = randomness.keys(inputs, "smooth_grad")
+        shape, dtype = inputs.shape[1:], inputs.dtype
+
+        def noisy(image: Rows, sample: Rows) -> Maps:
+            noise = self.sigma * randomness.normal(own[image] + sample, 0, shape, dtype)
+            points = boundary.points[image] + noise
+            return gradient(self.score, model, points, target[image], boundary.label[image])
+
+        weights = inputs.new_full((self.samples,), 1 / self.samples)
+        return found_only(packed_sum(noisy, weights, inputs, self.chunk), boundary.found)
+
+
+@dataclass(frozen=True)
+class BoundaryDeepLift(Attribution):
+    """DeepLIFT with the closest boundary point as the baseline (BDL).
+
+    (x - x') * m(x, x'),    m = multipliers of the rescale rule,    x' = the closest point of another class
+
+    The map adds up to s(x) - s(x').
+
+    Args:
+        search: Finds the boundary points.
+        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+
+    Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (released code: boundary-based DeepLIFT).
+    Deviates: NaN where no boundary point was found.
+    """
+
+    search: Search = field(default_factory=DDN)
+    score: Scored = field(default_factory=Logit)
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+    @property
+    def plain(self) -> DeepLift:
+        """DeepLIFT from black."""
+        return DeepLift(score=self.score)
+
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        boundary = self.search.search(model, inputs, target)
+        maps = rescale(self, model, inputs.detach(), boundary.points, target, self.score, boundary.label)
         return found_only(maps, boundary.found)
 
 

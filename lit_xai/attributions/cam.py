@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lit_xai.attributions.base import Attribution, entering, keeping_graph, require_logits
 from lit_xai.attributions.rectified import GuidedBackprop
+from lit_xai.attributions.refusal import no_meaning
 from lit_xai.attributions.score import Logit, Scored, named, settle
 from lit_xai.types import Images, Labels, require
 
@@ -176,13 +177,9 @@ def _last_with_places(model: nn.Module, inputs: Images) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    require(
-        last != "" and tokens == "",
-        "`model` must have a late layer with output (batch, channel, height, width) and more than one place, "
-        f"but {f'{tokens!r} goes on with tokens after {last!r}' if last else 'it has none'}: take a method "
-        "that needs none, such as `IntegratedGradients`, `SmoothGrad`, `Occlusion` or `KernelShap`, or name "
-        "a `layer`.",
-    )
+    if tokens or not last:
+        why = f"{tokens!r} goes on with tokens after {last!r}" if last else "the network has none"
+        raise no_meaning(GradCam(), f"needs a late layer with more than one place, but {why}")
     return last
 
 

@@ -18,7 +18,7 @@ from lit_xai.attributions.packing import Maps, Rows, packed_sum
 from lit_xai.attributions.path import begun
 from lit_xai.attributions.refusal import no_meaning, no_rule
 from lit_xai.attributions.score import Logit, Probability, Scored, named, settle
-from lit_xai.network import Convolution, Linear, MaxPool, Rectifier, Scaling, Step, Tape, Unknown, record
+from lit_xai.network import MaxPool, Rectifier, Step, Tape, Unknown, record
 from lit_xai.types import Images, Labels, Logits, Scores, require, require_at_least
 
 Starts = Float[Tensor, "#batch channel height width"]  # one for each image, or one for all
@@ -60,7 +60,7 @@ class DeepLift(Attribution):
         return True
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        return rescale(model, inputs, self._starts(inputs), target, self.score)
+        return rescale(self, model, inputs, self._starts(inputs), target, self.score)
 
     def total(self, model: nn.Module, inputs: Images, target: Labels) -> Scores:
         """The rise of the score from the baseline to the image, which the map splits over the pixels."""
@@ -116,7 +116,7 @@ class DeepLiftShap(Attribution):
 
         def compared(image: Rows, sample: Rows) -> Maps:
             x = inputs[image]
-            return rescale(model, x, draw(x.detach(), keys[image] + sample), target[image], self.score)
+            return rescale(self, model, x, draw(x.detach(), keys[image] + sample), target[image], self.score)
 
         weights = inputs.new_full((self.samples,), 1 / self.samples)
         return packed_sum(compared, weights, inputs, self.chunk)
@@ -135,6 +135,7 @@ class DeepLiftShap(Attribution):
 
 
 def rescale(
+    method: Attribution,
     model: nn.Module,
     inputs: Images,
     starts: Starts,
@@ -148,6 +149,7 @@ def rescale(
     `keep_graph` the result can be differentiated, with the baselines fixed.
 
     Args:
+        method: Who asks, for what is said where there is no rule.
         model: The network.
         inputs: The images.
         starts: The baselines: one for each image, or one for all.
@@ -164,7 +166,7 @@ def rescale(
     with torch.set_grad_enabled(keeping_graph()):
         tape = record(model, inputs)
         require_logits(tape.output, len(inputs))
-        twins = _twins(tape, other)
+        twins = _twins(method, tape, other)
 
         def rule(step: Step, message: Tensor) -> tuple[Tensor, ...]:
             twin, layer = twins[id(step.output)], step.layer
@@ -172,7 +174,9 @@ def rescale(
                 return (message * slope(layer, step, twin),)
             if isinstance(layer, MaxPool):
                 return (largest(layer, step, twin, message),)
-            return _transposed(step, message)
+            if isinstance(layer, Unknown):
+                raise no_rule(method, step)
+            return layer.pull(message, *step.sources)
 
         seed = _weights(tape.output, target, score, rival)
         return (inputs - starts) * tape.walk([(tape.output, seed)], rule)
@@ -209,25 +213,11 @@ def largest(pool: MaxPool, step: Step, twin: Step, message: Tensor) -> Tensor:
     return back
 
 
-def _transposed(step: Step, message: Tensor) -> tuple[Tensor, ...]:
-    """The message at the sources of a linear layer."""
-    layer = step.layer
-    if isinstance(layer, Convolution | Linear):
-        return (layer.transpose(message, step.source, layer.weight),)
-    if isinstance(layer, Scaling):
-        return (message * layer.scale,)
-    if isinstance(layer, Unknown):
-        raise no_rule(DeepLift(), step)
-    return layer.pull(message, *step.sources)
-
-
-def _twins(tape: Tape, other: Tape) -> dict[int, Step]:
+def _twins(method: Attribution, tape: Tape, other: Tape) -> dict[int, Step]:
     """The step that did the same for the baseline, by the output of each step."""
     pairs = list(zip(tape.steps, other.steps, strict=False))
     if len(tape.steps) != len(other.steps) or not all(_same(step, twin) for step, twin in pairs):
-        raise no_meaning(
-            DeepLift(), "needs a network that takes the same steps for an image and its baseline"
-        )
+        raise no_meaning(method, "needs a network that takes the same steps for an image and its baseline")
     return {id(step.output): twin for step, twin in pairs}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai.attributions.base import Attribution, require_logits
+from lit_xai.attributions.refusal import no_rule
 from lit_xai.attributions.score import Logit
 from lit_xai.network import (
     Addition,
@@ -84,7 +85,7 @@ class RAP(Attribution):
             require_logits(tape.output, len(inputs))
             chosen = target[:, None]
             seed = torch.zeros_like(tape.output).scatter(1, chosen, tape.output.gather(1, chosen))
-            first, last, unsigned = untouched(tape), _deciding(tape), nonnegative(tape)
+            first, last, unsigned = tape.unweighted, _deciding(tape), tape.never_negative
             size: Size = torch.abs if self.addition == "absolute" else torch.clone
 
             def rule(step: Step, relevance: Tensor) -> Sequence[Tensor]:
@@ -176,15 +177,7 @@ def handed_on(method: Attribution, step: Step, relevance: Tensor, size: Size = t
             left, right = size(sources[0]), size(sources[1])
             share = divided(relevance, left + right)
             return left * share, right * share
-    raise refused(method, step)
-
-
-def refused(method: Attribution, step: Step) -> ValueError:
-    """What to say of a layer without a rule."""
-    return ValueError(
-        f"`{type(method).__name__}` has no rule for {step.layer.name}, called by {step.name!r}: take a "
-        "method that needs only gradients, such as `Saliency`, `IntegratedGradients` or `SmoothGrad`."
-    )
+    raise no_rule(method, step)
 
 
 def halves(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,26 +190,6 @@ def divided(relevance: Tensor, by: Tensor) -> Tensor:
     """The quotient, and 0 where the divisor is 0."""
     zero = by == 0
     return (relevance / by.masked_fill(zero, 1)).masked_fill(zero, 0)
-
-
-def untouched(tape: Tape) -> set[int]:
-    """Ids of the values that are still the image: no layer with weights came before them."""
-    found = {id(tape.inputs)}
-    for step in tape.steps:
-        if not isinstance(step.layer, Affine) and all(id(source) in found for source in step.sources):
-            found.add(id(step.output))
-    return found
-
-
-def nonnegative(tape: Tape) -> set[int]:
-    """Ids of the values that cannot be below zero, whatever the image."""
-    found: set[int] = set()
-    for step in tape.steps:
-        keeps = isinstance(step.layer, MaxPool | Average | Rearrangement | Concatenation | Addition)
-        cuts = isinstance(step.layer, Rectifier) and not step.layer.slope
-        if cuts or (keeps and all(id(source) in found for source in step.sources)):
-            found.add(id(step.output))
-    return found
 
 
 def _deciding(tape: Tape) -> set[int]:

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_xai.attributions.base import Attribution, require_logits
+from lit_xai.attributions.refusal import no_rule
 from lit_xai.attributions.relative import (
     balanced,
     boxed,
     divided,
     halves,
     handed_on,
-    nonnegative,
-    refused,
-    untouched,
 )
 from lit_xai.network import Affine, Convolution, Rectifier, Step, Tape, Unknown, record
 from lit_xai.types import Images, Labels, Scores, require
@@ -56,7 +54,7 @@ class RSP(Attribution):
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         with torch.no_grad():
             trunk, start = self._begun(model, inputs, target)
-            first, unsigned = untouched(trunk), nonnegative(trunk)
+            first, unsigned = trunk.unweighted, trunk.never_negative
 
             def rule(step: Step, relevance: Tensor) -> Sequence[Tensor]:
                 if not isinstance(step.layer, Convolution):
@@ -96,7 +94,7 @@ class RSP(Attribution):
     def _gradient(self, step: Step, message: Tensor) -> Sequence[Tensor]:
         """The gradient for the sources of a step above the start."""
         if isinstance(step.layer, Unknown):
-            raise refused(self, step)
+            raise no_rule(self, step)
         if isinstance(step.layer, Affine):
             return (step.layer.transpose(message, step.source, step.layer.weight),)
         return step.layer.pull(message, *step.sources)

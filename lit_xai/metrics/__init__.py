@@ -5,11 +5,12 @@ from lit_xai.metrics.closeness import Closeness
 from lit_xai.metrics.complexity import Gini
 from lit_xai.metrics.controls import EdgeMap, RandomMap
 from lit_xai.metrics.faithfulness import Blur, Constant, ImageMean, Perturbation, Removal
-from lit_xai.metrics.flags import Flags, Missing
+from lit_xai.metrics.flags import Accepted, Flags, Missing, Residual
 from lit_xai.metrics.robustness import BoundaryDistance, CleanAccuracy, RobustAccuracy
 
 __all__ = [
     "AbsoluteSum",
+    "Accepted",
     "Blur",
     "BoundaryDistance",
     "CleanAccuracy",
@@ -26,6 +27,7 @@ __all__ = [
     "RandomMap",
     "Reduction",
     "Removal",
+    "Residual",
     "RobustAccuracy",
     "SignedSum",
 ]

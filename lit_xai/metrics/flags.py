@@ -1,11 +1,14 @@
 """Flags: how many maps are no answer. A number without its flags is not to be believed."""
 
+import math
 from typing import ClassVar
 
+import torch
 from torch import nn
 
-from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.base import Attribution, Conserving
 from lit_xai.attributions.boundary import OnBoundary
+from lit_xai.attributions.flux import NegativeFlux
 from lit_xai.metrics.base import Metric, Quantity
 from lit_xai.types import Images, Labels, Scores
 
@@ -40,3 +43,42 @@ class Missing(Metric):
 
     def score(self, model: nn.Module, inputs: Images, target: Labels, attribution: OnBoundary) -> Scores:
         return (~attribution.search.search(model, inputs, target).found).to(inputs.dtype)
+
+
+class Residual(Metric):
+    """How far maps are from adding up to what they are meant to add up to.
+
+    |sum A - T| / max(|sum A|, |T|),    T = what the method promises: a logit, a difference of scores
+
+    Source: Sundararajan, Taly and Yan 2017, arXiv 1703.01365, section 3 (completeness); Bach et al. 2015, "On
+    pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation", eq. 2.
+    Deviates: relative to the larger of the two, so that it lies in [0, 2] whatever the scale of the logits.
+    """
+
+    quantities: ClassVar = {"": Quantity("lower", (0.0, 2.0))}
+
+    def applies(self, attribution: Attribution) -> bool:
+        return isinstance(attribution, Conserving)
+
+    def score(
+        self, model: nn.Module, inputs: Images, target: Labels, attributions: Images, attribution: Conserving
+    ) -> Scores:
+        found = attributions.flatten(1).sum(1, dtype=torch.float64)
+        meant = attribution.total(model, inputs, target).to(found.dtype)
+        scale = torch.maximum(found.abs(), meant.abs())
+        return ((found - meant).abs() / scale.where(scale != 0, 1)).to(inputs.dtype)
+
+
+class Accepted(Metric):
+    """How many of a flux map's points on the sphere have negative flux; a map without any is zero.
+
+    Source: Li et al. 2023, arXiv 2301.06989 (negative flux).
+    """
+
+    quantities: ClassVar = {"": Quantity("higher", (0.0, math.inf))}
+
+    def applies(self, attribution: Attribution) -> bool:
+        return isinstance(attribution, NegativeFlux)
+
+    def score(self, model: nn.Module, inputs: Images, target: Labels, attribution: NegativeFlux) -> Scores:
+        return attribution.accepted(model, inputs, target)

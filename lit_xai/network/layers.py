@@ -53,6 +53,9 @@ class Convolution(Layer):
         """W * x + b with the weights given."""
         return F.conv2d(source, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
+    def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (self.transpose(cotangent, sources[0], self.weight),)
+
     def transpose(self, cotangent: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         """W^T g with the weights given, in the shape of `source`."""
         back, _, _ = torch.ops.aten.convolution_backward(
@@ -77,6 +80,9 @@ class Linear(Layer):
         """W x + b with the weights given."""
         return F.linear(source, weight, bias)
 
+    def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (self.transpose(cotangent, sources[0], self.weight),)
+
     def transpose(self, cotangent: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         """W^T g with the weights given."""
         return cotangent @ weight
@@ -94,6 +100,9 @@ class Scaling(Layer):
 
     def __call__(self, *sources: Tensor) -> Tensor:
         return sources[0] * self.scale + self.shift
+
+    def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        return (cotangent * self.scale,)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,11 +21,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_xai.network.layers import (
+    Addition,
     Affine,
+    Average,
+    Concatenation,
     Convolution,
     Layer,
     Linear,
+    MaxPool,
     Rearrangement,
+    Rectifier,
     Scaling,
     Unknown,
 )
@@ -93,6 +99,37 @@ class Tape:
                     _deliver(messages, source, part)
         found = messages.get(id(self.inputs))
         return torch.zeros_like(self.inputs) if found is None else found
+
+    @cached_property
+    def never_negative(self) -> frozenset[int]:
+        """Ids of the values that have no negative entry, whatever the images are."""
+        found: set[int] = set()
+        for step in self.steps:
+            keeps = isinstance(step.layer, MaxPool | Average | Rearrangement | Concatenation | Addition)
+            cuts = isinstance(step.layer, Rectifier) and not step.layer.slope
+            if cuts or (keeps and all(id(source) in found for source in step.sources)):
+                found.add(id(step.output))
+        return frozenset(found)
+
+    @cached_property
+    def unweighted(self) -> frozenset[int]:
+        """Ids of the values that come from the images without weights: the images, normalised or not."""
+        found = {id(self.inputs)}
+        for step in self.steps:
+            weighted = isinstance(step.layer, Convolution | Linear | Unknown)
+            if not weighted and all(id(source) in found for source in step.sources):
+                found.add(id(step.output))
+        return frozenset(found)
+
+    def replay(self, value: Tensor, inputs: Tensor) -> Tensor:
+        """What a value on the tape would be for other images."""
+        values = {id(self.inputs): inputs}
+        for step in self.steps:
+            if id(value) in values:
+                break
+            if not isinstance(step.layer, Unknown) and all(id(source) in values for source in step.sources):
+                values[id(step.output)] = step.layer(*(values[id(source)] for source in step.sources))
+        return values[id(value)]
 
     def value(self, name: str) -> Tensor:
         """What a module or a step returned.

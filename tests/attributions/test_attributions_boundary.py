@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import captum.attr
+import numpy
 import pytest
 import torch
 from rows import nearest
@@ -94,6 +95,18 @@ def test_big_adds_up_to_the_rise_of_the_logit(flipped):
     torch.testing.assert_close(maps.flatten(1).sum(1), rise, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["trapezoid", "midpoint"])
+def test_its_sum_closes_at_order_two(rule, flipped):
+    net, inputs, target, search = flipped
+    rise = Logit()(logits(net, inputs), target) - Logit()(logits(net, search.points), target)
+    sizes, gaps = [32, 64, 128], []
+    for spaces in sizes:
+        method = BoundaryIntegratedGradients(search, spaces + (rule == "trapezoid"), rule=rule)
+        gaps.append((method(net, inputs, target).flatten(1).sum(1) - rise).abs().max())
+    order = -numpy.polyfit(numpy.log(sizes), numpy.log(gaps), 1)[0]
+    assert order == pytest.approx(2, abs=0.05)
+
+
 def test_big_with_margin_adds_up_to_the_rise_of_the_margin_against_the_class_on_the_other_side(flipped):
     net, inputs, target, search = flipped
     maps = BoundaryIntegratedGradients(search, steps=400, score=Margin())(net, inputs, target)
@@ -181,6 +194,7 @@ class Scaled(nn.Module):
     def __init__(self, model: nn.Module, a: float, b: float) -> None:
         super().__init__()
         self.model, self.a, self.b = model, a, b
+        self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.a * self.model(inputs) + self.b
@@ -216,12 +230,12 @@ class Stubborn(nn.Module):
 
 
 def test_where_there_is_no_boundary_the_default_search_says_so_and_the_maps_are_nan():
-    inputs, target = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    net, inputs, target = Stubborn().eval(), torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
     for method in (BoundarySaliency(), BoundaryIntegratedGradients(steps=3)):
-        found = method.search.search(Stubborn(), inputs, target)
+        found = method.search.search(net, inputs, target)
         assert not found.found.any()
         assert found.distance.isinf().all()
-        assert method(Stubborn(), inputs, target).isnan().all()
+        assert method(net, inputs, target).isnan().all()
 
 
 def test_bad_settings_are_refused(flipped):

@@ -66,7 +66,9 @@ def test_captum_agrees(net):
     inputs, target = torch.rand(5, 2, size, size, dtype=torch.float64), torch.arange(5) % 4
     starts = torch.rand_like(inputs)
     expected = captum.DeepLift(net).attribute(inputs.clone(), starts, target=target).detach()
-    torch.testing.assert_close(rescale(net, inputs, starts, target, Logit()), expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        rescale(DeepLift(), net, inputs, starts, target, Logit()), expected, rtol=1e-6, atol=1e-12
+    )
     grey = captum.DeepLift(net).attribute(inputs.clone(), torch.full_like(inputs, 0.5), target=target)
     torch.testing.assert_close(DeepLift(0.5)(net, inputs, target), grey.detach(), rtol=1e-6, atol=1e-12)
 
@@ -79,7 +81,7 @@ def test_captum_loses_what_a_max_pool_passes_to_a_relu():
     inputs, target = torch.rand(4, 2, 12, 12, dtype=torch.float64), torch.arange(4)
     starts = torch.rand_like(inputs)
     lossy = captum.DeepLift(net).attribute(inputs.clone(), starts, target=target).detach()
-    maps = rescale(net, inputs, starts, target, Logit())
+    maps = rescale(DeepLift(), net, inputs, starts, target, Logit())
     with torch.no_grad():
         rise = Logit()(net(inputs) - net(starts), target)
     torch.testing.assert_close(sums(maps), rise)
@@ -116,8 +118,10 @@ def test_the_total_is_that_of_the_rival_at_the_image():
     rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
     expected = Margin()(logits, target) - Margin()(start, target, rival)
     torch.testing.assert_close(DeepLift(score="margin").total(net, inputs, target), expected)
-    own, other = (rescale(net, inputs, inputs * 0, c, Logit()) for c in (target, (target + 1) % 4))
-    held = rescale(net, inputs, inputs * 0, target, Margin(), rival=(target + 1) % 4)
+    own, other = (
+        rescale(DeepLift(), net, inputs, inputs * 0, c, Logit()) for c in (target, (target + 1) % 4)
+    )
+    held = rescale(DeepLift(), net, inputs, inputs * 0, target, Margin(), rival=(target + 1) % 4)
     torch.testing.assert_close(held, own - other)
 
 
@@ -135,11 +139,11 @@ def test_toy_by_hand():
             return (F.relu(self.sum(x)) + F.max_pool2d(x, (1, 2))).flatten(1)
 
     inputs, starts = torch.tensor([1, 0.5]).view(1, 1, 1, 2), torch.tensor([0.25, 0.75]).view(1, 1, 1, 2)
-    maps = rescale(Toy().eval(), inputs, starts, torch.tensor([0]), Logit())
+    maps = rescale(DeepLift(), Toy().eval(), inputs, starts, torch.tensor([0]), Logit())
     chord = (0.5 - 0) / (0.5 - 0)  # from 0, the kink, to 0.5
     assert maps.flatten().tolist() == [0.75 * chord + (1 - 0.75), -0.25 * chord]
     starts = torch.tensor([0.25, 0.5]).view(1, 1, 1, 2)
-    maps = rescale(Toy().eval(), inputs, starts, torch.tensor([0]), Logit())
+    maps = rescale(DeepLift(), Toy().eval(), inputs, starts, torch.tensor([0]), Logit())
     chord = 0.5 / 0.75  # from -0.25 to 0.5
     torch.testing.assert_close(maps.flatten(), torch.tensor([0.75 * chord + (1 - 0.5), 0]))
 
@@ -156,16 +160,16 @@ def test_without_biases_and_from_black_it_is_image_times_gradient():
 def test_what_is_the_same_for_both_has_the_slope_of_the_tangent():
     net = tiny_net(nn.ReLU, torch.float64)
     inputs, target = torch.rand(3, 2, 8, 8, dtype=torch.float64), torch.arange(3)
-    assert not rescale(net, inputs, inputs, target, Logit()).any()
+    assert not rescale(DeepLift(), net, inputs, inputs, target, Logit()).any()
     step = 1e-6 * torch.randn_like(inputs)
-    near = rescale(net, inputs + step, inputs, target, Logit()) / step
+    near = rescale(DeepLift(), net, inputs + step, inputs, target, Logit()) / step
     torch.testing.assert_close(near, attributions.Saliency()(net, inputs, target), rtol=1e-4, atol=1e-4)
 
 
 def test_one_flat_baseline_stands_for_all():
     net = Branching().double().eval()
     inputs, target = torch.rand(4, 2, 12, 12, dtype=torch.float64), torch.arange(4)
-    many = rescale(net, inputs, torch.full_like(inputs, 0.5), target, Logit())
+    many = rescale(DeepLift(), net, inputs, torch.full_like(inputs, 0.5), target, Logit())
     torch.testing.assert_close(DeepLift(0.5)(net, inputs, target), many, rtol=1e-12, atol=1e-14)
 
 
@@ -177,7 +181,7 @@ def test_shap_is_the_mean_over_its_baselines():
         maps, total = method(net, inputs, target), method.total(net, inputs, target)
         keys = randomness.keys(inputs, "baseline")
     expected = torch.stack(
-        [rescale(net, inputs, NoiseImage()(inputs, keys + k), target, Logit()) for k in range(5)]
+        [rescale(DeepLift(), net, inputs, NoiseImage()(inputs, keys + k), target, Logit()) for k in range(5)]
     )
     assert expected.std(0).max() > 1e-4
     torch.testing.assert_close(maps, expected.mean(0))
@@ -206,7 +210,8 @@ def test_captums_shap_agrees_on_a_file_of_images(tmp_path):
 @pytest.mark.parametrize(("act", "call"), [(nn.GELU, "gelu"), (nn.SiLU, "silu"), (nn.Softplus, "softplus")])
 def test_other_activations_are_refused_by_name(method, act, call, batch):
     with pytest.raises(
-        ValueError, match=rf"`DeepLift` has no rule for `{call}` \(layer '[24]'.*IntegratedGradients"
+        ValueError,
+        match=rf"`{type(method).__name__}` has no rule for `{call}` \(layer '[24]'.*IntegratedGradients",
     ):
         method(tiny_net(act), *batch)
 

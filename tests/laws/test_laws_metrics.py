@@ -11,10 +11,12 @@ from subjects import Recorder, tiny_net, unchanged
 from torch import nn
 
 from lit_xai import attacks, attributions, metrics, randomness
-from lit_xai.attributions import BoundarySaliency, Saliency
+from lit_xai.attributions import BoundarySaliency, IntegratedGradients, NegativeFlux, Saliency
 
 every_row = pytest.mark.parametrize("row", METRICS, ids=str)
 IDS = torch.tensor([7, 3, 11, 0, 5])
+# A metric is tried on the first of these that it applies to.
+EXPLAINED = (Saliency(), BoundarySaliency(), IntegratedGradients(steps=3), NegativeFlux(points=2, steps=1))
 
 
 def everything(metric, dtype=torch.float64):
@@ -22,7 +24,7 @@ def everything(metric, dtype=torch.float64):
     net = tiny_net(nn.ReLU, dtype)
     inputs = torch.rand(5, 2, 8, 8, dtype=dtype)
     target = net(inputs).argmax(1)
-    attribution = Saliency() if metric.applies(Saliency()) else BoundarySaliency()
+    attribution = next(method for method in EXPLAINED if metric.applies(method))
     return {
         "model": net,
         "inputs": inputs,

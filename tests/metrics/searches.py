@@ -70,6 +70,7 @@ class Ball(nn.Module):
     def __init__(self, centre: Tensor, radius: float) -> None:
         super().__init__()
         self.centre, self.radius = centre, radius
+        self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
         inside = 1 - (inputs - self.centre).flatten(1).square().sum(1) / self.radius**2

@@ -47,7 +47,7 @@ IDS = torch.tensor([7, 3, 11, 0, 5])
 @pytest.fixture
 def given():
     """A linear model, so that the search is exact; maps with zeros, so that ranks are tied."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(128, 4, dtype=torch.float64))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(128, 4, dtype=torch.float64)).eval()
     inputs = 0.5 + 0.2 * torch.rand(5, 2, 8, 8, dtype=torch.float64)
     attribution = BoundarySaliency(search=ToPlane())
     target = net(inputs).argmax(1)
@@ -66,7 +66,8 @@ def scored(metric, given, rows=None):
 def test_every_metric_is_here():
     concrete = {value for value in vars(metrics).values() if inspect.isclass(value)}
     concrete = {value for value in concrete if issubclass(value, Metric) and not inspect.isabstract(value)}
-    assert {type(metric) for metric in SHELLS} == concrete
+    of_one_kind_of_map = {metrics.Accepted, metrics.Residual}  # test_metrics_flags.py
+    assert {type(metric) for metric in SHELLS} | of_one_kind_of_map == concrete
 
 
 @every_shell

@@ -14,7 +14,7 @@ from lit_xai import metrics, randomness
 from lit_xai.attributions import BoundarySaliency, Saliency
 from lit_xai.metrics import EdgeMap, Flags, Missing, RandomMap
 
-MODEL = nn.Identity()
+MODEL = nn.Identity().eval()
 IDS = torch.tensor([7, 3, 11, 0, 5])
 
 

@@ -129,7 +129,7 @@ def test_a_random_map_gains_nothing_where_both_games_use_one_operator():
 
 def test_a_map_that_knows_the_model_beats_a_random_one():
     weight = torch.linspace(-1, 1, 64).view(1, 8, 8)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
     with torch.no_grad():
         net[1].weight.copy_(torch.cat([weight.view(1, -1), torch.zeros(1, 64)]))
         net[1].bias.zero_()

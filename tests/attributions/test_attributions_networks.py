@@ -1,0 +1,69 @@
+"""Every attribution on the networks that people use; where a method has no meaning, it says so."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from rows import ATTRIBUTIONS
+from subjects import unchanged
+from torch import nn
+
+METHODS = {type(row.instance).__name__: row.instance for row in reversed(ATTRIBUTIONS)}
+CONVOLUTIONAL = (
+    *("resnet18", "resnet50", "vgg11_bn", "squeezenet1_0", "mobilenet_v2", "densenet121"),
+    *("timm:resnet26d", "timm:tf_efficientnet_lite0", "timm:repvgg_a0"),
+)
+# Methods that change what happens at a ReLU, or that need places: a transformer has neither.
+NOT_FOR_TRANSFORMERS = {
+    *("GuidedBackprop", "Deconvolution", "RectifiedGradient", "DeepLift", "DeepLiftShap", "BoundaryDeepLift"),
+    *("LRP", "RAP", "RSP", "SharingRatio", "GradCam", "GuidedGradCam"),
+}
+NAMED = {"GuidedGradCam": "GradCam"}  # the part of it that speaks first
+
+
+def network(name: str) -> nn.Module:
+    """Random weights and random batch-norm statistics: real enough to have a map."""
+    torch.manual_seed(1)
+    if name.startswith("timm:"):
+        model = timm.create_model(name.removeprefix("timm:"), num_classes=5)
+    else:
+        model = torchvision.models.get_model(name, num_classes=5)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.1, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_every_method_explains_a_convolutional_network(name):
+    model = network(name)
+    inputs = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        target = model(inputs).argmax(1)
+    for method, instance in METHODS.items():
+        maps = instance(model, inputs, target)
+        assert maps.shape == inputs.shape, method
+        assert maps.isfinite().all(), method
+        assert (maps.flatten(1) != 0).any(1).all(), method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_transformer_is_explained_or_refused_with_what_would_work(method):
+    torch.manual_seed(1)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5).eval()
+    nn.init.normal_(model.heads[0].weight)  # torchvision starts with a head of zeros: no gradient
+    inputs = torch.rand(2, 3, 32, 32)
+    target = model(inputs).argmax(1)
+    if method not in NOT_FOR_TRANSFORMERS:
+        maps = METHODS[method](model, inputs, target)
+        assert maps.isfinite().all()
+        assert (maps != 0).any()
+        return
+    with (
+        unchanged(model, inputs),
+        pytest.raises(ValueError, match=f"`{NAMED.get(method, method)}`.*Saliency") as refusal,
+    ):
+        METHODS[method](model, inputs, target)
+    assert "\n" not in str(refusal.value)
