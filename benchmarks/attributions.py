@@ -1,18 +1,13 @@
-"""Passes, time and memory of the attributions: `python -m benchmarks.attributions [--save]`.
+"""Passes and time of the attributions: `python -m benchmarks.attributions [--save]`.
 
 Efficiency is counted passes times the time of a bare pass, by measured time: 1 would mean that nothing but
-the model takes time. The bare pass has as many images as the method puts in one. Peak memory is what a fresh
-process needs above what it had before the call: it should follow `chunk` and not `steps`. Models have fresh
-weights, on which cost does not depend, except that the boundary search stops early where a boundary is near.
+the model takes time. The bare pass has as many images as the method puts in one. Models have fresh weights,
+on which cost does not depend, except that searches stop early where a boundary is near.
 """
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 from dataclasses import replace
-from os import environ
 from pathlib import Path
 
 import torch
@@ -22,13 +17,22 @@ from benchmarks.passes import efficiency, machine
 from lit_xai import randomness
 from lit_xai.attacks import DDN
 from lit_xai.attributions import (
+    MFABA,
+    AdversarialGradientIntegration,
     Attribution,
     BoundaryIntegratedGradients,
     BoundarySaliency,
+    BoundarySmoothGrad,
+    ExpectedGradients,
+    GuidedIntegratedGradients,
     InputXGradient,
     IntegratedGradients,
+    KernelShap,
+    NegativeFlux,
+    Occlusion,
     Saliency,
     SmoothGrad,
+    SteinGradient,
 )
 from lit_xai.models import ResNet20, SmallCNN
 
@@ -40,11 +44,18 @@ METHODS: list[Attribution] = [
     InputXGradient(),
     IntegratedGradients(steps=16),
     SmoothGrad(samples=16),
+    ExpectedGradients(samples=16),
+    GuidedIntegratedGradients(steps=16),
+    NegativeFlux(points=4, steps=3),
+    AdversarialGradientIntegration(steps=5, classes=3),
+    MFABA(steps=16),
+    SteinGradient(samples=64),
+    Occlusion(window=8, stride=4),
+    KernelShap(segments=7, samples=64),
     BoundarySaliency(search=SEARCH),
+    BoundarySmoothGrad(search=SEARCH, samples=16),
     BoundaryIntegratedGradients(search=SEARCH, steps=16),
 ]
-# Has glibc give memory back at once: the high-water mark is then of memory in use, not of freed pieces.
-LEAN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # Images at once, and images per pass: a batch that fills a pass, and one that only packing makes fill it.
 BATCHES = {"SmallCNN": [(64, 64), (16, 64)], "ResNet20": [(64, 64), (4, 64)]}
 
@@ -84,49 +95,15 @@ def speed() -> list[dict[str, object]]:
     return rows
 
 
-def memory() -> list[dict[str, object]]:
-    """Peak memory of the path methods for more and more steps at one chunk size, each in its own process."""
-    rows: list[dict[str, object]] = []
-    print(f"\n{'method':28} {'chunk':>6} {'steps':>6} {'peak MiB':>9}")
-    for method in (IntegratedGradients, BoundaryIntegratedGradients):
-        for chunk, steps in ((256, 16), (256, 64), (256, 256), (512, 64)):
-            command = [sys.executable, "-m", __spec__.name, "--peak", method.__name__, str(chunk), str(steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ | LEAN)
-            mebibytes = float(done.stdout)
-            print(f"{method.__name__:28} {chunk:6} {steps:6} {mebibytes:9.1f}")
-            rows.append({"method": method.__name__, "chunk": chunk, "steps": steps, "peak_mib": mebibytes})
-    return rows
-
-
-def peak(name: str, chunk: int, steps: int) -> float:
-    """Growth of this process's high-water mark, in MiB, over one call on 16 images of a ResNet-20."""
-    model, inputs, target = subject("ResNet20", 16)
-    method = next(type(method) for method in METHODS if type(method).__name__ == name)
-    before = high_water()
-    method(steps=steps, chunk=chunk)(model, inputs, target)
-    return high_water() - before
-
-
-def high_water() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/attributions.json")
-    parser.add_argument("--peak", nargs=3, metavar=("METHOD", "CHUNK", "STEPS"), help="one memory figure")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.peak:
-        name, chunk, steps = asked.peak
-        print(peak(name, int(chunk), int(steps)))
-        return
     rows = speed()
     low = [row for row in rows if float(str(row["ratio"])) < TARGET]
     print(f"efficiency below {TARGET}: {len(low)} of {len(rows)}")
-    results = {"machine": machine(), "speed": rows, "memory": memory()}
+    results = {"machine": machine(), "speed": rows}
     if asked.save:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / "attributions.json"

@@ -176,6 +176,14 @@ def evenly(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
     return torch.full_like(x, 1 / x.shape[1])
 
 
+def shared_by_norm(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """<w_cp, x_p>, and of b_c a part in proportion to |W_p x_p|, per place p; even over channels."""
+    added = torch.einsum("ocp,ncp->nop", w.view(len(w), *x.flatten(2).shape[1:]), x.flatten(2))
+    norms = added.norm(dim=1)
+    places = added[torch.arange(len(x)), c] + b[c, None] * norms / norms.sum(1, keepdim=True)
+    return (places / x.shape[1]).view_as(x[:, 0])[:, None].expand_as(x)
+
+
 SEARCH = attacks.DDN(steps=15)
 
 
@@ -288,6 +296,9 @@ ATTRIBUTIONS: list[Row] = [
         smooth=False,
     ),
     Row(a.LRP(a.Epsilon(1e-3), first=a.WSquare()), shared(by_square), tolerance=1e-7, smooth=False),
+    Row(a.SharingRatio(), shared_by_norm, smooth=False),
+    Row(a.SharingRatio(head="grad_cam", joint_pool=True), smooth=False),
+    Row(a.SharingRatio(head="sharing", contrast=True, bias=False, per_channel=True), smooth=False),
     Row(a.RAP(), influence),
     Row(a.RAP(addition="released"), influence),
     Row(a.RSP()),  # refuses the linear classifier, which has no ReLU with places

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,13 @@ def require_logits(logits: Tensor, images: int) -> None:
     require(highest < classes, f"`target` must lie in 0..{classes - 1}, got {highest}.")
 
 
+def require_one_of(known: object, **values: str) -> None:
+    """Refuse a value that is not among the literals."""
+    names = get_args(known)
+    for name, value in values.items():
+        require(value in names, f"`{name}` must be {' or '.join(map(repr, names))}, got {value!r}.")
+
+
 def check(model: nn.Module, inputs: Images, target: Labels) -> int:
     """The highest target, once all that can be checked before the model is called is: in one transfer."""
     training = next((name for name, part in model.named_modules() if part.training), None)
@@ -108,14 +115,20 @@ def check(model: nn.Module, inputs: Images, target: Labels) -> int:
         "call `model.eval()`.",
     )
     require(
+        inputs.ndim == 4 and inputs.is_floating_point(),
+        "`inputs` must be floats in [0, 1] of shape (batch, channel, height, width), got "
+        f"{inputs.dtype} of shape {tuple(inputs.shape)}.",
+    )
+    require(
         keeping_graph() or not inputs.requires_grad,
         "`inputs` must not need a gradient: pass `inputs.detach()`, or differentiate maps in `keep_graph()`.",
     )
     if not len(inputs):
         return -1
     require(
-        len(target) == len(inputs),
-        f"`target` must name a class for every image, got {len(target)} for {len(inputs)} images.",
+        target.shape == inputs.shape[:1] and not target.is_floating_point(),
+        f"`target` must name a class for every image, got {target.dtype} of shape {tuple(target.shape)} for "
+        f"{len(inputs)} images.",
     )
     finite = inputs.detach().isfinite().all().to(target.dtype)
     seen = torch.stack([finite, target.min(), target.max()]).tolist()

@@ -59,6 +59,17 @@ class NoiseImage(Baseline):
 
 
 @dataclass(frozen=True)
+class NormalImage(Baseline):
+    """Pixels drawn independently from the standard normal distribution, anew for every key.
+
+    Source: by definition.
+    """
+
+    def __call__(self, inputs: Images, keys: Keys) -> Images:
+        return randomness.normal(keys, 0, inputs.shape[1:], inputs.dtype)
+
+
+@dataclass(frozen=True)
 class StoredImages(Baseline):
     """Images of a file, one drawn for every key, all equally likely: a reference set such as training images.
 

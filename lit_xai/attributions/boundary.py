@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from lit_xai import randomness
-from lit_xai.attacks.base import Search
+from lit_xai.attacks.base import Boundary, Search
 from lit_xai.attacks.boundary import DDN
-from lit_xai.attributions.base import Attribution
+from lit_xai.attributions.base import Attribution, require_logits
 from lit_xai.attributions.deeplift import DeepLift, rescale
 from lit_xai.attributions.gradient import Saliency
-from lit_xai.attributions.packing import Maps, Rows, packed_sum
-from lit_xai.attributions.path import IntegratedGradients, Rule, integrate, require_path
+from lit_xai.attributions.packing import Maps, Rows
+from lit_xai.attributions.path import IntegratedGradients, Rule, integrate, rise
 from lit_xai.attributions.score import Logit, Scored, gradient, settle
-from lit_xai.attributions.smoothing import SmoothGrad
-from lit_xai.types import Flags, Images, Labels, require_at_least, require_positive
+from lit_xai.attributions.smoothing import SmoothGrad, mean_around
+from lit_xai.types import Flags, Images, Labels, Scores
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class BoundarySaliency(Attribution):
 
     Args:
         search: Finds the boundary points.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (boundary-based saliency map).
     Deviates: NaN where no boundary point was found; the released code explains a point that does not flip.
@@ -64,7 +64,7 @@ class BoundarySaliency(Attribution):
         return Saliency(self.score)
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        boundary = self.search.search(model, inputs, target)
+        boundary = closest(self.search, model, inputs, target)
         maps = gradient(self.score, model, boundary.points, target, boundary.label)
         return found_only(maps, boundary.found)
 
@@ -81,7 +81,7 @@ class BoundaryIntegratedGradients(Attribution):
     Args:
         search: Finds the boundary points.
         steps: Gradients along the path, per image; at least 2, for `midpoint` 1.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         rule: How the integral is taken, see `lit_xai.attributions.path.nodes`.
         chunk: Largest number of images in one pass of the model.
 
@@ -97,7 +97,7 @@ class BoundaryIntegratedGradients(Attribution):
 
     def __post_init__(self) -> None:
         settle(self)
-        require_path(self.rule, self.steps, self.chunk)
+        _ = self.plain  # which refuses what has no meaning
 
     @property
     def plain(self) -> IntegratedGradients:
@@ -105,12 +105,14 @@ class BoundaryIntegratedGradients(Attribution):
         return IntegratedGradients(steps=self.steps, score=self.score, rule=self.rule, chunk=self.chunk)
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        boundary = self.search.search(model, inputs, target)
-        start, end = boundary.points, inputs.detach()
-        maps = integrate(
-            model, start, end, target, self.score, self.rule, self.steps, self.chunk, rival=boundary.label
-        )
+        boundary = closest(self.search, model, inputs, target)
+        start, end, rival = boundary.points, inputs.detach(), boundary.label
+        maps = integrate(model, start, end, target, self.score, self.rule, self.steps, self.chunk, rival)
         return found_only(maps, boundary.found)
+
+    def total(self, model: nn.Module, inputs: Images, target: Labels) -> Scores:
+        """The rise of the score from the boundary point to the image, NaN where there is no such point."""
+        return risen(self.search, model, inputs, target, self.score, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class BoundarySmoothGrad(Attribution):
         search: Finds the boundary points.
         sigma: Standard deviation of the noise, in pixel units; greater than 0.
         samples: Noise draws per image, at least 1; the draws are those of the plain `SmoothGrad`.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (released code: boundary-based smooth gradient).
@@ -138,8 +140,7 @@ class BoundarySmoothGrad(Attribution):
 
     def __post_init__(self) -> None:
         settle(self)
-        require_positive(sigma=self.sigma)
-        require_at_least(1, samples=self.samples, chunk=self.chunk)
+        _ = self.plain  # which refuses what has no meaning
 
     @property
     def plain(self) -> SmoothGrad:
@@ -147,17 +148,13 @@ class BoundarySmoothGrad(Attribution):
         return SmoothGrad(self.sigma, self.samples, Saliency(self.score), self.chunk)
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        boundary = self.search.search(model, inputs, target)
-        own = randomness.keys(inputs, "smooth_grad")
-        shape, dtype = inputs.shape[1:], inputs.dtype
+        boundary = closest(self.search, model, inputs, target)
 
-        def noisy(image: Rows, sample: Rows) -> Maps:
-            noise = self.sigma * randomness.normal(own[image] + sample, 0, shape, dtype)
-            points = boundary.points[image] + noise
+        def slopes(points: Images, image: Rows) -> Maps:
             return gradient(self.score, model, points, target[image], boundary.label[image])
 
-        weights = inputs.new_full((self.samples,), 1 / self.samples)
-        return found_only(packed_sum(noisy, weights, inputs, self.chunk), boundary.found)
+        maps = mean_around(boundary.points, slopes, self.sigma, self.samples, self.chunk)
+        return found_only(maps, boundary.found)
 
 
 @dataclass(frozen=True)
@@ -166,11 +163,14 @@ class BoundaryDeepLift(Attribution):
 
     (x - x') * m(x, x'),    m = multipliers of the rescale rule,    x' = the closest point of another class
 
-    The map adds up to s(x) - s(x').
+    The map adds up to s(x) - s(x'), up to rounding.
 
     Args:
         search: Finds the boundary points.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()` or `Margin()`, or its name.
+
+    Raises:
+        ValueError: As for `DeepLift`.
 
     Source: Wang, Fredrikson and Datta 2021, arXiv 2103.11257 (released code: boundary-based DeepLIFT).
     Deviates: NaN where no boundary point was found.
@@ -181,6 +181,7 @@ class BoundaryDeepLift(Attribution):
 
     def __post_init__(self) -> None:
         settle(self)
+        _ = self.plain  # which refuses what has no meaning
 
     @property
     def plain(self) -> DeepLift:
@@ -188,11 +189,33 @@ class BoundaryDeepLift(Attribution):
         return DeepLift(score=self.score)
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        boundary = self.search.search(model, inputs, target)
+        boundary = closest(self.search, model, inputs, target)
         maps = rescale(self, model, inputs.detach(), boundary.points, target, self.score, boundary.label)
         return found_only(maps, boundary.found)
 
+    def total(self, model: nn.Module, inputs: Images, target: Labels) -> Scores:
+        """The rise of the score from the boundary point to the image, NaN where there is no such point."""
+        return risen(self.search, model, inputs, target, self.score, max(1, len(inputs)))
 
-def found_only(maps: Images, found: Flags) -> Images:
-    """The maps, NaN where no boundary point was found."""
-    return torch.where(found.view(-1, 1, 1, 1), maps, torch.nan)
+
+def closest(search: Search, model: nn.Module, inputs: Images, target: Labels) -> Boundary:
+    """The boundary points; logits that `require_logits` refuses do not get as far as the search."""
+    handle = model.register_forward_hook(lambda _, images, logits: require_logits(logits, len(images[0])))
+    try:
+        return search.search(model, inputs, target)
+    finally:
+        handle.remove()
+
+
+def risen(
+    search: Search, model: nn.Module, inputs: Images, target: Labels, score: Scored, chunk: int
+) -> Scores:
+    """The rise of the score from the boundary points to the images, with the rival of the boundary points."""
+    boundary = closest(search, model, inputs, target)
+    found = rise(model, boundary.points, inputs, target, score, chunk, boundary.label)
+    return found_only(found, boundary.found)
+
+
+def found_only(values: Float[Tensor, "batch ..."], found: Flags) -> Float[Tensor, "batch ..."]:
+    """The values, NaN where no boundary point was found."""
+    return torch.where(found.view(-1, *[1] * (values.ndim - 1)), values, torch.nan)

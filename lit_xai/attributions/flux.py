@@ -38,8 +38,7 @@ class NegativeFlux(Attribution):
         steps: Gradient steps with which each point is sought, at least 0.
         radius: Radius of the sphere in pixel units, above 0.
         norm: Whose sphere it is.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin", `Probability()` or
-            "probability".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         eta: Length of a step on the sphere of `L2` in radii, above 0; `Linf` goes to a corner at once.
         clip: Whether the points stay in [0, 1].
         chunk: Largest number of images in one pass of the model.

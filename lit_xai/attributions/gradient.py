@@ -16,7 +16,7 @@ class Saliency(Attribution):
     grad s(x)
 
     Args:
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Source: Simonyan, Vedaldi and Zisserman 2013, arXiv 1312.6034, section 3, eq. 4.
     Deviates: signed and per channel; the paper draws the largest magnitude over the channels.
@@ -42,7 +42,7 @@ class InputXGradient(Attribution):
     x * grad s(x)
 
     Args:
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Source: Shrikumar, Greenside, Shcherbina and Kundaje 2016, arXiv 1605.01713 (gradient * input).
     """

@@ -34,7 +34,7 @@ class GuidedIntegratedGradients(Attribution):
             the path is straight, with 1 nothing holds it.
         baseline: Where the path starts: the pixel value of a flat image, in [0, 1], 0 being black; or a
             `Baseline`, of which one image is drawn per image explained.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Kapishnikov, Venugopalan, Avci, Wedin, Terry and Bolukbasi 2021, arXiv 2106.09788 (guided IG); the

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_xai import randomness
-from lit_xai.attributions.base import Attribution, entering, require_logits
+from lit_xai.attributions.base import Attribution, entering, require_logits, require_one_of
 from lit_xai.attributions.baselines import Baseline, FlatImage, NoiseImage, settled
 from lit_xai.attributions.packing import Maps, Rows, packed_sum
 from lit_xai.attributions.score import Logit, Scored, gradient, named, settle
-from lit_xai.types import Images, Labels, Scores, require, require_at_least
+from lit_xai.types import Images, Labels, Scores, require_at_least
 
 Rule = Literal["trapezoid", "midpoint", "official"]
 Positions = Float[Tensor, " step"]
@@ -30,7 +30,7 @@ class IntegratedGradients(Attribution):
         steps: Gradients along the path, per image; at least 2, for `midpoint` 1.
         baseline: Where the path starts: the pixel value of a flat image, in [0, 1], 0 being black; or a
             `Baseline`, of which one image is drawn per image explained.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         rule: How the integral is taken, see `nodes`.
         chunk: Largest number of images in one pass of the model.
 
@@ -47,7 +47,9 @@ class IntegratedGradients(Attribution):
     def __post_init__(self) -> None:
         settle(self)
         object.__setattr__(self, "baseline", settled(self.baseline))
-        require_path(self.rule, self.steps, self.chunk)
+        require_one_of(Rule, rule=self.rule)
+        require_at_least(1 if self.rule == "midpoint" else 2, steps=self.steps)
+        require_at_least(1, chunk=self.chunk)
 
     @property
     def differentiable(self) -> bool:
@@ -77,7 +79,7 @@ class ExpectedGradients(Attribution):
         samples: Draws of a baseline and a place, per image; at least 1.
         baseline: Where the baselines come from; of a flat image, given as such or by its pixel value in
             [0, 1], the place alone is random.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Erion, Janizek, Sturmfels, Lundberg and Lee 2019, arXiv 1906.10670 (expected gradients).
@@ -152,19 +154,30 @@ def begun(baseline: float | Baseline, inputs: Images) -> Images:
     return settled(baseline)(inputs.detach(), randomness.keys(inputs, "baseline"))
 
 
-def rise(model: nn.Module, start: Images, end: Images, target: Labels, score: Scored, chunk: int) -> Scores:
+def rise(
+    model: nn.Module,
+    start: Images,
+    end: Images,
+    target: Labels,
+    score: Scored,
+    chunk: int,
+    rival: Labels | None = None,
+) -> Scores:
     """How much higher the score is at the end than at the start: what a map along the way adds up to."""
-    return scores(model, end, target, score, chunk) - scores(model, start, target, score, chunk)
+    high, low = (scores(model, points, target, score, chunk, rival) for points in (end, start))
+    return high - low
 
 
 @torch.no_grad()
-def scores(model: nn.Module, points: Images, target: Labels, score: Scored, chunk: int) -> Scores:
+def scores(
+    model: nn.Module, points: Images, target: Labels, score: Scored, chunk: int, rival: Labels | None = None
+) -> Scores:
     """The score itself, by one forward pass per image."""
     values = []
-    for part, classes in zip(torch.split(points, chunk), torch.split(target, chunk), strict=True):
-        logits = model(part)
-        require_logits(logits, len(part))
-        values.append(named(score)(logits, classes))
+    for rows in torch.split(torch.arange(len(points), device=points.device), chunk):
+        logits = model(points[rows])
+        require_logits(logits, len(rows))
+        values.append(named(score)(logits, target[rows], None if rival is None else rival[rows]))
     return torch.cat(values)
 
 
@@ -183,11 +196,3 @@ def nodes(rule: Rule, steps: int) -> tuple[Positions, Positions]:
     weights = torch.full_like(positions, 1 / (steps if rule == "official" else steps - 1))
     weights[[0, -1]] /= 2
     return positions, weights
-
-
-def require_path(rule: Rule, steps: int, chunk: int) -> None:
-    """Refuse a rule that does not exist, and numbers with which it has no meaning."""
-    known = ("trapezoid", "midpoint", "official")
-    require(rule in known, f"`rule` must be one of {', '.join(known)}, got {rule!r}.")
-    require_at_least(1 if rule == "midpoint" else 2, steps=steps)
-    require_at_least(1, chunk=chunk)

@@ -92,7 +92,7 @@ def named(score: Scored) -> Score:
         "probability": Probability(),
     }
     known = ", ".join(map(repr, names))
-    require(score in names, f"`score` must be {known}, or a Score, got {score!r}.")
+    require(score in list(names), f"`score` must be {known}, or a Score, got {score!r}.")
     return names[score]
 
 

@@ -1,5 +1,6 @@
 """Maps that are averaged over noise, and the gradient of what a network mostly says under it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -46,18 +47,10 @@ class SmoothGrad(Attribution):
         return self.base.differentiable
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        inputs = entering(inputs)
-        own = randomness.keys(inputs, "smooth_grad")
-        shape, dtype = inputs.shape[1:], inputs.dtype
+        def base(points: Images, image: Rows) -> Maps:
+            return self.base.maps(model, points, target[image])
 
-        def noisy(image: Rows, sample: Rows) -> Maps:
-            keys = own[image] + sample
-            points = inputs[image] + self.sigma * randomness.normal(keys, 0, shape, dtype)
-            with randomness.keyed(0, keys):
-                return self.base.maps(model, points, target[image])
-
-        weights = inputs.new_full((self.samples,), 1 / self.samples)
-        return packed_sum(noisy, weights, inputs, self.chunk)
+        return mean_around(entering(inputs), base, self.sigma, self.samples, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -111,3 +104,28 @@ class SteinGradient(Attribution):
         sums = packed_sum(cast, ones, inputs.new_empty(batch, 2 * channels + 1, *place), self.chunk)
         together, noise, votes = torch.split(sums, [channels, channels, 1], dim=1)
         return (together - votes / self.samples * noise) / ((self.samples - 1) * self.sigma)
+
+
+def mean_around(
+    centre: Images, maps: Callable[[Images, Rows], Maps], sigma: float, samples: int, chunk: int
+) -> Images:
+    """Mean of maps over Gaussian noise around an image, or around any point that stands for it.
+
+    Draws belong to the image, so that they are the same around all of its points.
+
+    Args:
+        centre: Where the noise is added, one point for each image.
+        maps: Maps at noisy points of the images of these numbers; what they draw is fresh for every point.
+        sigma: Standard deviation of the noise, in pixel units.
+        samples: Noise draws per image.
+        chunk: Largest number of points at once.
+    """
+    own = randomness.keys(centre, "smooth_grad")
+
+    def noisy(image: Rows, sample: Rows) -> Maps:
+        keys = own[image] + sample
+        points = centre[image] + sigma * randomness.normal(keys, 0, centre.shape[1:], centre.dtype)
+        with randomness.keyed(0, keys):
+            return maps(points, image)
+
+    return packed_sum(noisy, centre.new_full((samples,), 1 / samples), centre, chunk)

@@ -1,7 +1,7 @@
 """Maps that add up gradients along the way to another class."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Int, Int8
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lit_xai import randomness
 from lit_xai.attacks.norms import L2, Linf, Norm
-from lit_xai.attributions.base import Attribution, require_logits
+from lit_xai.attributions.base import Attribution, require_logits, require_one_of
 from lit_xai.attributions.packing import Maps, Rows, packed_sum
+from lit_xai.attributions.path import rise
 from lit_xai.attributions.score import Probability, Scored, named, settle
 from lit_xai.memory import once
 from lit_xai.types import (
@@ -58,8 +59,8 @@ class AdversarialGradientIntegration(Attribution):
         epsilon: Length of a step in every pixel, in pixel units, above 0.
         steps: Steps per false class at most, at least 1.
         classes: False classes per image, at least 1; all of them, if the model has fewer.
-        score: What is explained, and what rises for a false class: `Logit()` or "logit", `Margin()` or
-            "margin", `Probability()` or "probability".
+        score: What is explained, and what rises for a false class: `Logit()`, `Margin()` or `Probability()`,
+            or its name.
         chunk: Largest number of images in one pass of the model.
 
     Raises:
@@ -80,7 +81,7 @@ class AdversarialGradientIntegration(Attribution):
 
     def __post_init__(self) -> None:
         settle(self)
-        _require_one_of(Path, path=self.path)
+        require_one_of(Path, path=self.path)
         require_positive(epsilon=self.epsilon)
         require_at_least(1, steps=self.steps, classes=self.classes, chunk=self.chunk)
 
@@ -158,8 +159,7 @@ class MFABA(Attribution):
         epsilon: How far `smooth` may take a pixel, in pixel units, above 0; `sharp` has no bound but the box.
         gradient: `exact`, or `released`: at every step the sum of all gradients so far takes the place of the
             gradient, as in the authors' code, which does not clear it. The map then adds up to nothing known.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin", `Probability()` or
-            "probability".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Zhu et al. 2024, arXiv 2312.13630 (MFABA), and the authors' code.
@@ -177,8 +177,8 @@ class MFABA(Attribution):
 
     def __post_init__(self) -> None:
         settle(self)
-        _require_one_of(Mode, mode=self.mode)
-        _require_one_of(Taken, gradient=self.gradient)
+        require_one_of(Mode, mode=self.mode)
+        require_one_of(Taken, gradient=self.gradient)
         require_at_least(1, steps=self.steps, chunk=self.chunk)
         require_positive(epsilon=self.epsilon)
         if self.step_size is not None:
@@ -193,7 +193,7 @@ class MFABA(Attribution):
         Inside `remembering()`, the way is that of the map.
         """
         ends = self._descent(model, inputs, target)[1]
-        return self._scores(model, inputs, target) - self._scores(model, ends, target)
+        return rise(model, ends, inputs, target, self.score, self.chunk)
 
     def _descent(self, model: nn.Module, inputs: Images, target: Labels) -> tuple[Images, Images]:
         return once(self, model, inputs, target, lambda: self._descend(model, inputs.detach(), target))
@@ -235,11 +235,6 @@ class MFABA(Attribution):
             moved = start + norm.project(moved - start, self.epsilon)
         return moved.clamp(0, 1)
 
-    @torch.no_grad()
-    def _scores(self, model: nn.Module, points: Images, target: Labels) -> Scores:
-        parts = zip(torch.split(points, self.chunk), torch.split(target, self.chunk), strict=True)
-        return torch.cat([named(self.score)(model(some), own) for some, own in parts])
-
 
 def _record(model: nn.Module, points: Images) -> tuple[Images, Logits]:
     """A forward pass from which gradients can be taken."""
@@ -255,10 +250,3 @@ def _slope(score: Scored, points: Images, logits: Logits, classes: Labels, again
     with torch.enable_grad():
         total = named(score)(logits, classes).sum()
     return torch.autograd.grad(total, points, retain_graph=again)[0]
-
-
-def _require_one_of(known: object, **values: str) -> None:
-    """Refuse a value that is not among the literals."""
-    names = get_args(known)
-    for name, value in values.items():
-        require(value in names, f"`{name}` must be {' or '.join(map(repr, names))}, got {value!r}.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import ArrayLike
 from scipy import special, stats
 from torch import Tensor, nn
@@ -144,22 +144,22 @@ class Smoothed(nn.Module):
         draws = torch.arange(self.samples, device=inputs.device)
         with randomness.keyed(self.seed, draws):
             keys = randomness.keys(draws, "smoothed forward")
-        noise = self.sigma * randomness.normal(keys, 0, inputs.shape[1:], inputs.dtype)
         if self.training or self.samples * len(inputs) <= self.chunk:
-            return self._sum(inputs, noise) / self.samples
+            return self._sum(inputs, keys) / self.samples
         blocks = []
         for images in torch.split(inputs, self.chunk):
             sums = [
-                checkpoint(self._sum, images, draws, use_reentrant=False, preserve_rng_state=False)
-                for draws in torch.split(noise, self.chunk // len(images))
+                checkpoint(self._sum, images, some, use_reentrant=False, preserve_rng_state=False)
+                for some in torch.split(keys, self.chunk // len(images))
             ]
             blocks.append(torch.stack(sums).sum(dim=0) / self.samples)
         return torch.cat(blocks)
 
-    def _sum(self, inputs: Images, noise: Float[Tensor, "draw channel height width"]) -> Logits:
-        """Logits added up over the draws, in one pass of the network."""
+    def _sum(self, inputs: Images, keys: Int[Tensor, " draw"]) -> Logits:
+        """Logits added up over the draws of these keys, in one pass of the network."""
+        noise = self.sigma * randomness.normal(keys, 0, inputs.shape[1:], inputs.dtype)
         logits: Tensor = self.net((inputs + noise[:, None]).flatten(0, 1))
-        return logits.reshape(len(noise), len(inputs), -1).sum(dim=0)
+        return logits.reshape(len(keys), len(inputs), *logits.shape[1:]).sum(dim=0)
 
     def predict(self, inputs: Images, samples: int = 1000, alpha: float = 0.001, chunk: int = 1024) -> Labels:
         """The class that g answers, or -1 where the votes do not tell it from the second.

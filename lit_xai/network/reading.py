@@ -33,6 +33,31 @@ def name_of(function: Callable[..., Any]) -> str:
     return name if name.startswith("__") else name.rstrip("_")
 
 
+def works_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the call changes its first argument."""
+    name = getattr(function, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in ("__setitem__", "__iadd__") or bool(kwargs.get("inplace"))
+
+
+def is_blank(function: Callable[..., Any], args: tuple[Any, ...], sources: Sequence[Tensor]) -> bool:
+    """Whether the call asks the images for no more than their shape."""
+    return name_of(function) in _BLANKS and len(sources) == 1 and bool(args) and args[0] is sources[0]
+
+
+def positional(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with what it reads in front: `relu(input=x)` is `relu(x)`."""
+    name = name_of(function)
+    keys = ("tensors",) if name in _JOINS else ("input", "other") if name in _ARITHMETIC else ("input",)
+    if name not in _FRONT or not kwargs:
+        return args, kwargs
+    front = [key for key in keys[len(args) :] if key in kwargs]
+    rest = {key: value for key, value in kwargs.items() if key not in front}
+    return (*args, *(kwargs[key] for key in front)), rest
+
+
 def read(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: Sequence[Tensor]
 ) -> Layer:
@@ -46,16 +71,21 @@ def read(
     """
     name = name_of(function)
     layer: Layer | None = None
-    if name in _ARITHMETIC:
+    if not all(source.is_floating_point() for source in sources):
+        pass
+    elif name in _ARITHMETIC:
         layer = _arithmetic(name, args, kwargs, sources)
     elif len(sources) == 1 and args and args[0] is sources[0]:
         if name in _READERS:
             layer = _READERS[name](*args, **kwargs)
         elif name in _COPIES:
-            layer = Rearrangement(lambda source: function(source, *args[1:], **kwargs))
+            in_place = works_in_place(function, kwargs)
+            layer = Rearrangement(
+                lambda source: function(source.clone() if in_place else source, *args[1:], **kwargs)
+            )
         elif name in _AVERAGES:
             layer = Average(lambda source: function(source, *args[1:], **kwargs))
-    elif name in ("cat", "concat") and len(sources) == len(args[0]):
+    elif name in _JOINS and len(sources) == len(args[0]):
         layer = _cat(*args, **kwargs)
     return layer or Unknown(name)
 
@@ -126,7 +156,13 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 
 def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Layer | None:
-    return None if mode != "constant" or value else Rearrangement(lambda source: F.pad(source, pad))
+    if mode == "constant" and value:
+        return None
+    return Rearrangement(lambda source: F.pad(source, pad, mode))
+
+
+def _matmul(input: Tensor, other: Tensor) -> Layer | None:
+    return Linear(other.mT, None) if other.ndim == 2 else None
 
 
 def _cat(tensors: Any, dim: int = 0) -> Layer:
@@ -190,22 +226,18 @@ _READERS: dict[str, Callable[..., Layer | None]] = {
     "dropout2d": _dropout,
     "feature_dropout": _dropout,
     "pad": _pad,
+    **dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul),
 }
 _COPIES = frozenset(
-    [
-        *(
-            "view",
-            "view_as",
-            "reshape",
-            "flatten",
-            "unflatten",
-            "squeeze",
-            "unsqueeze",
-            "permute",
-            "transpose",
-        ),
-        *("movedim", "contiguous", "clone", "expand", "narrow", "select", "__getitem__", "chunk", "split"),
-        *("channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "float", "double", "to"),
-    ]
+    """view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze expand expand_as
+    permute transpose swapaxes swapdims movedim moveaxis t flip roll repeat tile contiguous clone
+    narrow select __getitem__ chunk split unbind tensor_split
+    channel_shuffle pixel_shuffle pixel_unshuffle float double to""".split()
 )
-_AVERAGES = frozenset(("avg_pool2d", "adaptive_avg_pool2d", "mean"))
+_AVERAGES = frozenset(("avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"))
+_JOINS = frozenset(("cat", "concat", "concatenate"))
+_BLANKS = frozenset(
+    """zeros_like ones_like full_like empty_like rand_like randn_like
+    new_zeros new_ones new_full new_empty""".split()
+)
+_FRONT = frozenset((*_ARITHMETIC, *_READERS, *_COPIES, *_AVERAGES, *_JOINS))

@@ -6,6 +6,7 @@ place, the logits are those of the network, and the recording costs one forward 
 """
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -34,7 +36,17 @@ from lit_xai.network.layers import (
     Scaling,
     Unknown,
 )
-from lit_xai.network.reading import read
+from lit_xai.network.reading import is_blank, positional, read, works_in_place
+from lit_xai.types import require
+
+UNSEEN = (
+    "`model` must compute its logits from the images by calls of torch that can be watched: pass the eager "
+    "module, not a scripted, exported, compiled or vectorised one."
+)
+CHANGED = (
+    "`model` must not change a value in place through another one that shares its memory, nor after it was "
+    "read: work out of place."
+)
 
 Rule = Callable[["Step", Tensor], Sequence[Tensor]]
 Replace = Callable[[Layer, tuple[Tensor, ...]], Tensor | None]
@@ -163,16 +175,16 @@ def record(model: nn.Module, inputs: Tensor, replace: Replace | None = None) -> 
             nothing is folded.
 
     Raises:
-        ValueError: The output does not come from the images through calls of torch that can be seen.
+        ValueError: The output does not come from the images through calls of torch that can be seen, or is
+            no tensor; a value is read after its memory was changed through another one.
     """
     recorder = _Recorder(inputs, replace)
+    require(not any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()), UNSEEN)
     with recorder.naming(model), recorder:
         output = recorder.current(model(inputs))
-    if id(output) not in recorder.known:
-        raise ValueError(
-            "`model` must compute its logits from the images by calls of torch that can be watched: pass the "
-            "eager module, not a scripted, exported or compiled one."
-        )
+    require(isinstance(output, Tensor), f"`model` must return logits, got a {type(output).__name__}.")
+    require(id(output) in recorder.known, UNSEEN)
+    recorder.require_unchanged(output)
     steps, moved = (recorder.steps, {}) if replace else _folded(recorder.steps, output)
     modules = {name: moved.get(id(value), value) for name, value in recorder.modules.items()}
     return Tape(inputs, output, tuple(steps), modules)
@@ -203,7 +215,7 @@ def _fold(before: Layer, norm: Layer) -> Affine | None:
     channels = len(before.weight)
     if not isinstance(norm.scale, Tensor) or not isinstance(norm.shift, Tensor):
         return None
-    if norm.scale.numel() != channels or norm.scale.ndim < 2 or norm.scale.shape[1] != channels:
+    if norm.scale.shape != (1, channels, *[1] * (before.weight.ndim - 2)):
         return None
     scale, shift = norm.scale.flatten(), norm.shift.flatten()
     weight = before.weight * scale.reshape(-1, *[1] * (before.weight.ndim - 1))
@@ -218,14 +230,15 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, inputs: Tensor, replace: Replace | None) -> None:
         super().__init__()
         self.replace = replace
-        self.known = {
-            id(inputs): inputs
-        }  # values that depend on the images; held, so that their ids stay theirs
+        self.known = {id(inputs): inputs}  # what depends on the images; held, so that their ids stay theirs
         self.renewed: dict[int, Tensor] = {}  # what stands for a value after work in place on it
+        self.targets: dict[int, Tensor] = {}  # the values worked on, by address; held for the same reason
+        self.read: list[tuple[Tensor, int]] = []  # what calls have read, and its version then
         self.steps: list[Step] = []
         self.modules: dict[str, Tensor] = {}
         self.running: list[tuple[str, bool]] = [("", False)]
         self.names: Counter[str] = Counter()
+        self.thread = threading.get_ident()
 
     def current(self, value: Any) -> Any:
         """What stands for a value now."""
@@ -240,33 +253,61 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = tree_map(self.current, (args, kwargs or {}))
-        sources = tuple(value for value in tree_leaves((args, kwargs)) if id(value) in self.known)
-        if not sources:
-            return func(*args, **kwargs)
+        args, kwargs = positional(func, *tree_map(self.current, (args, kwargs or {})))
+        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        sources = tuple(value for value in values if id(value) in self.known)
+        if not sources or is_blank(func, args, sources):
+            output = func(*args, **kwargs)
+            if isinstance(output, Tensor):
+                require(not any(map(is_functorch_wrapped_tensor, values)), UNSEEN)
+                self._require_current(values)
+            return output
+        require(kwargs.get("out") is None, "`model` must not write to `out`: assign what is returned.")
         layer = read(func, args, kwargs, sources)
-        target = args[0] if args and _works_in_place(func, kwargs) else None
-        output: Any = self.replace(layer, sources) if self.replace else None
+        target = args[0] if args and works_in_place(func, kwargs) else None
+        output = self.replace(layer, sources) if self.replace else None
         if output is None and target is not None:
-            copy = target.clone()
-            output = func(copy, *args[1:], **kwargs)
-            output = copy if output is None else output
+            output = self._out_of_place(func, layer, args, kwargs)
         elif output is None:
             output = func(*args, **kwargs)
-        if isinstance(output, Tensor):
-            self._note(layer, sources, output)
-        elif isinstance(output, tuple | list):
-            for index, part in enumerate(output):
-                if isinstance(part, Tensor):
-                    self._note(_part(layer, index), sources, part)
+        parts = output if isinstance(output, tuple | list) else [output]
+        if any(isinstance(part, Tensor) for part in parts):
+            self._require_current(values)
+            self.read += [(value, _version(value)) for value in values]
+        for index, part in enumerate(parts):
+            if isinstance(part, Tensor):
+                self._note(layer if part is output else _part(layer, index), sources, part)
         if target is not None:
             self.renewed[id(target)] = output
+            self.targets[target.untyped_storage().data_ptr()] = target
         return output
 
+    def _out_of_place(
+        self, func: Callable[..., Any], layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """What a call would make of its target."""
+        if isinstance(layer, Rectifier):
+            return layer(args[0])
+        copy: Tensor = args[0].clone()
+        func(copy, *args[1:], **kwargs)
+        return copy
+
+    def _require_current(self, values: Sequence[Tensor]) -> None:
+        """Refuse to read memory that the network has changed, as far as it knows, through another value."""
+        if self.targets and any(value.untyped_storage().data_ptr() in self.targets for value in values):
+            raise ValueError(CHANGED)
+
+    def require_unchanged(self, output: Tensor) -> None:
+        """Refuse values that were changed after they were read."""
+        self._require_current([output])
+        require(all(_version(value) == version for value, version in self.read), CHANGED)
+
     def _note(self, layer: Layer, sources: tuple[Tensor, ...], output: Tensor) -> None:
-        if id(output) in self.known or not output.is_floating_point():
+        if id(output) in self.known:
             return
         self.known[id(output)] = output
+        if not output.is_floating_point():
+            return  # nothing can be carried through it; what it decides has no rule
         path, whole = self.running[-1]
         name = path if whole else f"{path}.{layer.name}".lstrip(".")
         self.names[name] += 1
@@ -279,9 +320,12 @@ class _Recorder(TorchFunctionMode):
         paths = {id(part): (path, not any(part.children())) for path, part in model.named_modules()}
 
         def enter(part: nn.Module, args: Any) -> None:
-            self.running.append(paths.get(id(part), (type(part).__name__, False)))
+            if threading.get_ident() == self.thread:
+                self.running.append(paths.get(id(part), (type(part).__name__, False)))
 
         def leave(part: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() != self.thread:
+                return
             path, _ = self.running.pop()
             value = self.current(output)
             if id(value) in self.known:
@@ -295,10 +339,9 @@ class _Recorder(TorchFunctionMode):
                 handle.remove()
 
 
-def _works_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    name = getattr(function, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in ("__setitem__", "__iadd__") or kwargs.get("inplace") is True
+def _version(value: Tensor) -> int:
+    """How often the memory of a value was written to, where torch counts."""
+    return 0 if value.is_inference() else value._version
 
 
 def _part(layer: Layer, index: int) -> Layer:

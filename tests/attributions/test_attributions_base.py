@@ -46,8 +46,24 @@ REFUSALS = [
     (spoilt(-torch.inf), TARGET, "`inputs` must be finite, got NaN or infinity."),
     (spoilt(0.5), TARGET + 1, "`target` must lie in 0..3, got 4."),
     (spoilt(0.5), TARGET - 1, "`target` must be at least 0, got -1."),
-    (spoilt(0.5), TARGET[:3], "`target` must name a class for every image, got 3 for 5 images."),
-    (spoilt(0.5), TARGET[:0], "`target` must name a class for every image, got 0 for 5 images."),
+    (spoilt(0.5), TARGET[:3], "`target` must name a class for every image, got torch.int64 of shape (3,)"),
+    (spoilt(0.5), TARGET[:0], "`target` must name a class for every image, got torch.int64 of shape (0,)"),
+    (
+        spoilt(0.5),
+        TARGET.float(),
+        "`target` must name a class for every image, got torch.float32 of shape (5",
+    ),
+    (
+        spoilt(0.5),
+        torch.ones(5, 4).long(),
+        "`target` must name a class for every image, got torch.int64 of s",
+    ),
+    (
+        spoilt(0.5).byte(),
+        TARGET,
+        "`inputs` must be floats in [0, 1] of shape (batch, channel, height, width)",
+    ),
+    (spoilt(0.5)[:, 0], TARGET, "`inputs` must be floats in [0, 1] of shape (batch, channel, height, width)"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Boundary maps: definitions, slow twins, sums, missing points, scaling, shared searches."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import captum.attr
@@ -10,18 +11,30 @@ from rows import nearest
 from subjects import linear_case
 from torch import Tensor, nn
 
+from benchmarks.passes import Meter
+from lit_xai import randomness
+from lit_xai.attacks import DDN
 from lit_xai.attacks.base import Boundary, Search
 from lit_xai.attributions import (
+    BoundaryDeepLift,
     BoundaryIntegratedGradients,
     BoundarySaliency,
+    BoundarySmoothGrad,
+    DeepLift,
     IntegratedGradients,
     Logit,
     Margin,
     OnBoundary,
+    Probability,
     Saliency,
+    SmoothGrad,
 )
 from lit_xai.memory import remembering
+from lit_xai.metrics import BoundaryDistance, Closeness, Missing, Residual
 from lit_xai.types import Flags, Images, Labels
+
+METHODS = [BoundarySaliency, BoundaryIntegratedGradients, BoundarySmoothGrad, BoundaryDeepLift]
+IDS = torch.arange(4)
 
 calls: list[int] = []
 
@@ -41,15 +54,24 @@ class Known(Search):
         return Boundary(self.points, distance, self.found, label, label * 0, label * 0)
 
 
-@pytest.fixture
-def flipped(smooth_net):
+def flip(net: nn.Module) -> tuple[nn.Module, Images, Labels, Known]:
     """A net, images, and for each a point of another class; nothing here depends on how it was found."""
     inputs = torch.rand(4, 2, 8, 8, dtype=torch.float64)
     others = torch.rand(200, 2, 8, 8, dtype=torch.float64)
-    with torch.no_grad():
-        target, labels = smooth_net(inputs).argmax(1), smooth_net(others).argmax(1)
+    target, labels = logits(net, inputs).argmax(1), logits(net, others).argmax(1)
     points = torch.stack([others[labels != c][i] for i, c in enumerate(target)])
-    return smooth_net, inputs, target, Known(points, torch.ones(4, dtype=torch.bool))
+    return net, inputs, target, Known(points, torch.ones(4, dtype=torch.bool))
+
+
+@pytest.fixture
+def flipped(smooth_net):
+    return flip(smooth_net)
+
+
+@pytest.fixture
+def broken(relu_net):
+    """The same for a net of ReLUs, on which DeepLIFT has its rule."""
+    return flip(relu_net.double())
 
 
 def logits(net: nn.Module, points: Tensor) -> Tensor:
@@ -127,6 +149,124 @@ def test_the_rival_is_the_class_on_the_other_side_not_the_runner_up_of_the_image
     torch.testing.assert_close(BoundarySaliency(search, Margin())(net, inputs, target), expected)
 
 
+def test_boundary_smooth_grad_is_a_loop_over_the_draws_of_smooth_grad(flipped):
+    net, inputs, target, search = flipped
+    with randomness.keyed(5, IDS):
+        ours = BoundarySmoothGrad(search, sigma=0.2, samples=3, score=Margin(), chunk=5)(net, inputs, target)
+        keys = randomness.keys(inputs, "smooth_grad")
+    rows, rival, total = torch.arange(4), logits(net, search.points).argmax(1), torch.zeros_like(inputs)
+    for sample in range(3):
+        noise = randomness.normal(keys + sample, 0, (2, 8, 8), torch.float64)
+        point = (search.points + 0.2 * noise).requires_grad_()
+        out = net(point)
+        total += torch.autograd.grad((out[rows, target] - out[rows, rival]).sum(), point)[0] / 3
+    torch.testing.assert_close(ours, total)
+
+
+def test_its_draws_are_those_of_its_twin(flipped):
+    """At the image itself nothing else is left to differ."""
+    net, inputs, target, _ = flipped
+    method = BoundarySmoothGrad(Known(inputs, torch.ones(4, dtype=torch.bool)), sigma=0.3, samples=5)
+    with randomness.keyed(2, IDS):
+        assert torch.equal(method(net, inputs, target), method.plain(net, inputs, target))
+
+
+@pytest.mark.parametrize("score", [Logit(), Margin(), Probability()], ids=repr)
+def test_without_noise_it_is_boundary_saliency(score, flipped):
+    net, inputs, target, search = flipped
+    expected = BoundarySaliency(search, score)(net, inputs, target)
+    far, near = (
+        (BoundarySmoothGrad(search, sigma, 3, score)(net, inputs, target) - expected).abs().max()
+        for sigma in (1e-3, 1e-6)
+    )
+    assert far > 1e-6 * expected.abs().max()
+    assert near < 2e-3 * far  # in proportion to sigma
+
+
+def test_on_a_quadratic_it_is_the_gradient_at_the_mean_of_its_points():
+    """f_0 = w.x + x.A x / 2, whose gradient w + A x is linear: every draw counts, with one weight."""
+    w, a = torch.randn(12, dtype=torch.float64), torch.randn(12, 12, dtype=torch.float64)
+    a = a + a.T
+
+    class Quadratic(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            x = inputs.flatten(1)
+            value = x @ w + ((x @ a) * x).sum(1) / 2
+            return torch.stack([value, 0 * value], dim=1)
+
+    inputs, points = torch.rand(2, 4, 3, 2, 2, dtype=torch.float64)
+    search = Known(points, torch.ones(4, dtype=torch.bool))
+    with randomness.keyed(1, IDS):
+        maps = BoundarySmoothGrad(search, sigma=0.4, samples=6)(Quadratic().eval(), inputs, 0 * IDS)
+        keys = randomness.keys(inputs, "smooth_grad")
+    draws = [randomness.normal(keys + k, 0, (3, 2, 2), torch.float64) for k in range(6)]
+    mean = (points + 0.4 * torch.stack(draws).mean(0)).flatten(1)
+    torch.testing.assert_close(maps.flatten(1), w + mean @ a)
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks and attributes on non-linear")
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+def test_boundary_deep_lift_is_captums_with_the_boundary_point_as_baseline(broken):
+    net, inputs, target, search = broken
+    expected = captum.attr.DeepLift(net).attribute(inputs, search.points, target=target)
+    torch.testing.assert_close(BoundaryDeepLift(search)(net, inputs, target), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_a_loop_over_the_rescale_rule_gives_the_same_map(broken):
+    """Chord by chord, with the logit of the class on the other side taken off."""
+    net, inputs, target, search = broken
+    rival = logits(net, search.points).argmax(1)
+    ours = BoundaryDeepLift(search, Margin())(net, inputs, target)
+    for i in range(4):
+        start = here = inputs[i : i + 1].clone().requires_grad_()
+        there = search.points[i : i + 1]
+        for part in net:
+            if isinstance(part, nn.ReLU):
+                chord = (part(here) - part(there)) / (here - there)
+                here = here * chord.detach()
+            else:
+                here = part(here)
+            there = part(there)
+        out = here[0, target[i]] - here[0, rival[i]]
+        (slopes,) = torch.autograd.grad(out, start)
+        torch.testing.assert_close(ours[i : i + 1], (inputs[i] - search.points[i]) * slopes)
+
+
+def rise_by_hand(net, inputs, target, points, rival=None):
+    """Of the logit, or of the lead over a rival."""
+    rows = torch.arange(len(inputs))
+    high, low = logits(net, inputs), logits(net, points)
+    rise = high[rows, target] - low[rows, target]
+    return rise if rival is None else rise - (high[rows, rival] - low[rows, rival])
+
+
+@pytest.mark.parametrize("score", [Logit(), Margin()], ids=repr)
+def test_maps_add_up_to_their_total_under_the_rival_of_the_boundary_point(score, broken):
+    net, inputs, target, search = broken
+    rival = logits(net, search.points).argmax(1) if score == Margin() else None
+    expected = rise_by_hand(net, inputs, target, search.points, rival)
+    deep, path = BoundaryDeepLift(search, score), BoundaryIntegratedGradients(search, 4000, score, chunk=3)
+    for method in (deep, path):
+        total = method.total(net, inputs, target)
+        torch.testing.assert_close(total, expected)
+        assert not total.requires_grad
+    torch.testing.assert_close(deep(net, inputs, target).flatten(1).sum(1), expected)
+    path = BoundaryIntegratedGradients(search, 4000, score, chunk=2000)
+    torch.testing.assert_close(path(net, inputs, target).flatten(1).sum(1), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_a_total_of_no_images_is_none_and_of_a_missing_point_is_nan(broken):
+    net, inputs, target, search = broken
+    found = torch.tensor([True, False, True, False])
+    for method in (BoundaryDeepLift, BoundaryIntegratedGradients):
+        assert method(DDN(steps=2)).total(net, inputs[:0], target[:0]).shape == (0,)
+        total = method(Known(search.points, found)).total(net, inputs, target)
+        assert torch.equal(total.isnan(), ~found)
+        maps = method(Known(search.points, found))(net, inputs, target)
+        score = Residual().score(net, inputs, target, maps, method(Known(search.points, found)))
+        assert torch.equal(score.isnan(), ~found)
+
+
 def test_linear_classifier_with_the_exact_search():
     case = linear_case()
     points, rival = nearest(case.weight, case.bias, case.inputs, case.target)
@@ -137,32 +277,37 @@ def test_linear_classifier_with_the_exact_search():
     arguments = case.model, case.inputs, case.target
     torch.testing.assert_close(BoundarySaliency(search)(*arguments), own)
     torch.testing.assert_close(BoundarySaliency(search, Margin())(*arguments), away)
-    maps = BoundaryIntegratedGradients(search, steps=2)(*arguments)
-    torch.testing.assert_close(maps, (case.inputs - points) * own)
-    maps = BoundaryIntegratedGradients(search, steps=2, score=Margin())(*arguments)
-    # On the boundary the margin is zero, so the map adds up to the margin of the image.
+    torch.testing.assert_close(BoundarySmoothGrad(search)(*arguments), own)
+    torch.testing.assert_close(BoundarySmoothGrad(search, score=Margin())(*arguments), away)
     margin = Margin()(logits(case.model, case.inputs), case.target, rival)
-    torch.testing.assert_close(maps.flatten(1).sum(1), margin)
+    for method in (BoundaryIntegratedGradients(search, steps=2), BoundaryDeepLift(search)):
+        torch.testing.assert_close(method(*arguments), (case.inputs - points) * own)
+        # On the boundary the margin is zero, so the map adds up to the margin of the image.
+        method = dataclasses.replace(method, score=Margin())
+        torch.testing.assert_close(method(*arguments).flatten(1).sum(1), margin)
+        torch.testing.assert_close(method.total(*arguments), margin)
 
 
-@pytest.mark.parametrize("method", [BoundarySaliency, BoundaryIntegratedGradients])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("score", [Logit(), Margin()], ids=repr)
-def test_missing_boundary_points_give_nan_and_leave_the_others_alone(method, score, flipped):
-    net, inputs, target, search = flipped
+def test_missing_boundary_points_give_nan_and_leave_the_others_alone(method, score, broken):
+    net, inputs, target, search = broken
     found = torch.tensor([True, False, True, False])
     points = search.points.where(found.view(-1, 1, 1, 1), inputs)
-    maps = method(Known(points, found), score=score)(net, inputs, target)
-    assert maps[~found].isnan().all()
-    torch.testing.assert_close(maps[found], method(search, score=score)(net, inputs, target)[found])
+    with randomness.keyed(0, IDS):
+        maps = method(Known(points, found), score=score)(net, inputs, target)
+        assert maps[~found].isnan().all()
+        torch.testing.assert_close(maps[found], method(search, score=score)(net, inputs, target)[found])
 
 
-def test_an_image_of_another_class_is_its_own_boundary_point(flipped):
-    net, inputs, target, _ = flipped
+def test_an_image_of_another_class_is_its_own_boundary_point(broken):
+    net, inputs, target, _ = broken
     wrong = (target + 1) % 4
     search = Known(inputs, torch.ones(4, dtype=torch.bool))
     saliency = BoundarySaliency(search)(net, inputs, wrong)
     torch.testing.assert_close(saliency, Saliency()(net, inputs, wrong))
     assert not BoundaryIntegratedGradients(search)(net, inputs, wrong).any()
+    assert not BoundaryDeepLift(search)(net, inputs, wrong).any()
 
 
 def test_plain_twins():
@@ -170,22 +315,40 @@ def test_plain_twins():
     assert BoundarySaliency(search, Margin()).plain == Saliency(Margin())
     big = BoundaryIntegratedGradients(search, steps=7, score=Margin(), rule="midpoint", chunk=9)
     assert big.plain == IntegratedGradients(steps=7, baseline=0.0, score=Margin(), rule="midpoint", chunk=9)
-    assert isinstance(big, OnBoundary)
-    assert isinstance(BoundarySaliency(search), OnBoundary)
+    bsg = BoundarySmoothGrad(search, sigma=0.3, samples=7, score=Margin(), chunk=9)
+    assert bsg.plain == SmoothGrad(0.3, 7, Saliency(Margin()), 9)
+    assert BoundaryDeepLift(search, Margin()).plain == DeepLift(baseline=0.0, score=Margin())
+    assert all(isinstance(method(search), OnBoundary) for method in METHODS)
+    assert not isinstance(SmoothGrad(), OnBoundary)
     assert not isinstance(Saliency(), OnBoundary)
     assert not isinstance(IntegratedGradients(), OnBoundary)
 
 
-def test_methods_that_name_the_same_search_search_once(flipped):
-    net, inputs, target, search = flipped
+def test_methods_and_metrics_that_name_the_same_search_search_once(broken):
+    net, inputs, target, search = broken
+    given = {"model": net, "inputs": inputs, "target": target}
     calls.clear()
     with remembering():
-        BoundarySaliency(search)(net, inputs, target)
-        BoundaryIntegratedGradients(search, steps=2)(net, inputs, target)
-        BoundarySaliency(search, Margin())(net, inputs, target)
+        for method in [maker(search, score=score) for maker in METHODS for score in (Logit(), Margin())]:
+            maps = method(net, inputs, target)
+            for metric in (Missing(), Closeness(), Residual(), BoundaryDistance(search)):
+                if metric.applies(method):
+                    metric.update(**given, attributions=maps, attribution=method)
     assert calls == [4]
     BoundarySaliency(search)(net, inputs, target)
     assert calls == [4, 4]
+
+
+def test_all_methods_together_cost_one_search_and_their_own_passes(broken):
+    net, inputs, target, _ = broken
+    with Meter(net) as alone:
+        DDN(steps=7).search(net, inputs, target)
+    with Meter(net) as together, remembering():
+        BoundarySaliency(DDN(steps=7))(net, inputs, target)
+        BoundaryIntegratedGradients(DDN(steps=7), steps=5)(net, inputs, target)
+        BoundarySmoothGrad(DDN(steps=7), samples=6)(net, inputs, target)
+        BoundaryDeepLift(DDN(steps=7))(net, inputs, target)
+    assert together.forwards == alone.forwards + 4 * (1 + 5 + 6 + 2)
 
 
 class Scaled(nn.Module):
@@ -238,9 +401,17 @@ def test_where_there_is_no_boundary_the_default_search_says_so_and_the_maps_are_
         assert method(net, inputs, target).isnan().all()
 
 
-def test_bad_settings_are_refused(flipped):
-    search = flipped[3]
-    with pytest.raises(ValueError, match=r"`steps` must be at least 2, got 1."):
-        BoundaryIntegratedGradients(search, steps=1)
-    with pytest.raises(ValueError, match=r"`chunk` must be at least 1, got 0."):
-        BoundaryIntegratedGradients(search, chunk=0)
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (BoundaryIntegratedGradients, {"steps": 1}, "`steps` must be at least 2, got 1."),
+        (BoundaryIntegratedGradients, {"chunk": 0}, "`chunk` must be at least 1, got 0."),
+        (BoundarySmoothGrad, {"sigma": 0.0}, "`sigma` must be greater than 0, got 0.0."),
+        (BoundarySmoothGrad, {"samples": 0}, "`samples` must be at least 1, got 0."),
+        (BoundarySmoothGrad, {"chunk": -1}, "`chunk` must be at least 1, got -1."),
+        (BoundaryDeepLift, {"score": Probability()}, "`score` must be linear in the logits, .*Probability"),
+    ],
+)
+def test_bad_settings_are_refused(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        method(**settings)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rows import ATTACKS, ATTRIBUTIONS, Row
 from subjects import Recorder, linear_case, tiny_net, unchanged
-from torch import nn
+from torch import Tensor, nn
 
 from lit_xai import attacks, attributions, metrics, randomness
 
@@ -80,6 +80,36 @@ def test_model_and_inputs_stay_untouched_when_the_model_fails(row: Row, when, re
         pytest.raises(RuntimeError, match="fails on purpose"),
     ):
         row.instance(failing, *batch)
+
+
+class Elongated(nn.Module):
+    """Logits of a batch of two for each image."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs).unflatten(1, (2, 2))
+
+
+@pytest.mark.parametrize("row", ATTRIBUTIONS, ids=str)
+def test_logits_of_another_shape_and_a_target_that_is_none_of_their_classes_are_refused(
+    row: Row, relu_net, batch
+):
+    inputs, target = batch
+    counted = Recorder(relu_net)
+    row.instance(counted, *batch)
+    if not counted.calls:
+        return  # a control that never asks the model
+    with unchanged(relu_net, *batch), pytest.raises(ValueError, match=r"`target` must lie in 0..3, got 7."):
+        row.instance(relu_net, inputs, target.masked_fill(target == target[1], 7))
+    with (
+        unchanged(relu_net, *batch),
+        pytest.raises(ValueError, match=r"must return logits of shape \(batch, cl"),
+    ):
+        row.instance(Elongated(relu_net), *batch)
 
 
 @every_row
