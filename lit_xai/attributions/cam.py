@@ -130,10 +130,8 @@ def _watched(model: nn.Module, points: Images) -> Tape:
 
 
 def _late(tape: Tape) -> str:
-    """Name of the module nearest to the logits that tells places apart, if all of the image goes through it."""
-    names = {
-        id(value): name for name, value in tape.modules.items()
-    }  # the outermost, where several return it
+    """Name of the module nearest to the logits that tells places apart: all of the image goes through it."""
+    names = {id(value): name for name, value in tape.modules.items()}  # of nested modules, the outermost
     needed, late, why = {id(tape.output)}, "", "the network has none"
     for step in reversed(tape.steps):
         value = id(step.output)

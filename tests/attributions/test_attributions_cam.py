@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lit_xai import randomness
 from lit_xai.attributions import GradCam, GuidedGradCam, Margin
-from lit_xai.models import Normalized
+from lit_xai.models import Normalized, Smoothed
 
 TARGET = torch.tensor([0, 1, 2])
 
@@ -101,14 +101,18 @@ class Shared(nn.Module):
         return self.head(self.act(self.hidden(hidden.mean((2, 3)))))
 
 
-def test_of_a_shared_layer_the_last_call_with_places_counts(images):
+@pytest.mark.parametrize("layer", [None, "act#2"])
+def test_a_shared_layer_is_read_at_the_call_that_is_named(images, layer):
+    """Its last call has no places, so that the layer before it is chosen."""
     net = Shared().eval()
-    hidden = net.act(net.second(net.act(net.first(images)))).detach().requires_grad_()
-    score = net.head(net.act(net.hidden(hidden.mean((2, 3)))))[range(3), TARGET].sum()
+    hidden = net.second(net.act(net.first(images)))
+    hidden = (hidden.tanh() if layer else hidden).detach().requires_grad_()
+    act = nn.Identity() if layer else net.act
+    score = net.head(net.act(net.hidden(act(hidden).mean((2, 3)))))[range(3), TARGET].sum()
     slopes = torch.autograd.grad(score, hidden)[0].mean((2, 3), keepdim=True)
     expected = F.interpolate((slopes * hidden).sum(1, keepdim=True), (8, 8), mode="bilinear")
-    method = GradCam(relu=False)
-    assert method.chosen(net, images) == "act"
+    method = GradCam(layer=layer, relu=False)
+    assert method.chosen(net, images) == (layer or "second")
     torch.testing.assert_close(method(net, images, TARGET).sum(1, keepdim=True), expected.detach())
 
 
@@ -168,7 +172,7 @@ class Tokens(nn.Module):
 
 def test_channels_behind_the_places_are_not_taken_for_places():
     images = torch.rand(3, 2, 8, 8)
-    with pytest.raises(ValueError, match="'norm' goes on with tokens after 'embed'"):
+    with pytest.raises(ValueError, match=r"it works on tokens \(layer 'norm'\)"):
         GradCam()(Tokens(back=False).eval(), images, TARGET)
     assert GradCam().chosen(Tokens(back=True).eval(), images) == "back"
 
@@ -176,20 +180,19 @@ def test_channels_behind_the_places_are_not_taken_for_places():
 def test_a_vision_transformer_is_refused_and_other_methods_are_named():
     vit = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
     for method in (GradCam(), GuidedGradCam()):
-        with pytest.raises(ValueError, match=r"goes on with tokens after 'conv_proj'.*Saliency"):
+        with pytest.raises(ValueError, match=r"it works on tokens \(layer 'encoder.ln'\).*Saliency"):
             method(vit, torch.rand(3, 3, 32, 32), TARGET)
 
 
 def test_the_image_itself_is_no_layer():
-    mlp = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(128, 4)).eval()
-    with pytest.raises(ValueError, match=r"`GradCam` needs a late layer .* but the network has none"):
-        GradCam()(mlp, torch.rand(3, 2, 8, 8), TARGET)
+    mlp = Normalized(nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(128, 4)), [0.5] * 2, [0.2] * 2)
+    with pytest.raises(ValueError, match=r"`GradCam` needs one late layer .* but the network has none"):
+        GradCam()(mlp.eval(), torch.rand(3, 2, 8, 8), TARGET)
 
 
 def test_a_layer_that_cannot_be_read_is_refused_in_one_line():
     net, images = pooled_net(), torch.rand(3, 2, 8, 8)
     net.side = nn.Conv2d(2, 2, 1).eval()
-    resnet = torchvision.models.resnet18(num_classes=4).eval()
 
     class Aside(nn.Module):
         def __init__(self) -> None:
@@ -209,16 +212,57 @@ def test_a_layer_that_cannot_be_read_is_refused_in_one_line():
             return self.net(inputs)
 
     cases = [
-        (resnet, "layr4", r"`layer` must name a module of the model, got 'layr4'; nearest are 'layer4'"),
-        (net, "6", r"more than one place, but '6' gives \(3, 4\): name another, or none"),
-        (net, "4", r"more than one place, but '4' gives \(3, 8, 1, 1\): name another, or none"),
-        (Never().eval(), "never", r"'never' is not called: name another, or none"),
+        (Shared().eval(), "frist", r"`layer` must be one of the network's, got 'frist'; nearest: first"),
+        (net, "6", r"more than one place, but '6' gives \(3, 4\) for a batch of 3: name another"),
+        (net, "4", r"more than one place, but '4' gives \(3, 8, 1, 1\) for a batch of 3"),
+        (Never().eval(), "never", r"`layer` must be one of the network's, got 'never'"),
         (Aside().eval(), "aside", r"`layer` must lead to the score, but 'aside' does not"),
     ]
     del net.side
     for model, layer, message in cases:
         with pytest.raises(ValueError, match=message):
             GradCam(layer=layer)(model, images, TARGET)
+
+
+class Sides(nn.Module):
+    """Two looks at the image, of which the logits are the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = pooled_net(), pooled_net()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.left(inputs) + self.right(inputs)
+
+
+def test_a_layer_that_sees_part_of_the_image_is_not_chosen(images):
+    net = Sides().eval()
+    with pytest.raises(ValueError, match=r"part of the image goes around 'right.3': take .*Saliency"):
+        GradCam()(net, images, TARGET)
+    named = GradCam(layer="right.3")(net, images, TARGET)
+    torch.testing.assert_close(named, GradCam()(net.right, images, TARGET))
+
+
+@pytest.mark.parametrize("chunk", [256, 5])
+def test_a_smoothed_network_has_a_row_per_draw_and_is_refused(images, chunk):
+    net = Smoothed(pooled_net(), sigma=0.1, samples=4, chunk=chunk).eval()
+    with pytest.raises(ValueError, match="`GradCam` needs one late layer"):
+        GradCam()(net, images, TARGET)
+    if chunk == 256:
+        with pytest.raises(ValueError, match=r"'net.3' gives \(12, 8, 4, 4\) for a batch of 3"):
+            GradCam(layer="net.3")(net, images, TARGET)
+
+
+def test_a_batch_norm_is_not_part_of_the_layer_before_it(images):
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), *pooled_net()[4:6], nn.Linear(6, 4))
+    net[1].running_mean.uniform_(-0.2, 0.2)
+    net[1].running_var.uniform_(0.5, 1.5)
+    net.eval()
+    for layer in ("0", "1"):
+        small = captum.attr.LayerGradCam(net, net.get_submodule(layer)).attribute(images, target=TARGET)
+        theirs = captum.attr.LayerAttribution.interpolate(small, (8, 8), "bilinear")
+        ours = GradCam(layer=layer, relu=False)(net, images, TARGET).sum(1, keepdim=True)
+        torch.testing.assert_close(ours, theirs.detach())
 
 
 def test_nothing_is_drawn(images):
@@ -229,7 +273,7 @@ def test_nothing_is_drawn(images):
 
 NETWORKS = {
     "resnet18": "layer4",
-    "vgg11_bn": "avgpool",  # at 64 pixels it repeats the 2 x 2 places of `features`
+    "vgg11_bn": "features",  # not `avgpool`, which at 64 pixels repeats its 2 x 2 places
     "squeezenet1_1": "classifier.2",  # one channel per class
     "mobilenet_v2": "features",
     "densenet121": "features",
