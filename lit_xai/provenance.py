@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("lit-xai", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "captum", "wandb")
+PACKAGES = ("lit-xai", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "wandb")
 
 
 def provenance(seed: int | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Sheets of pictures: a row per image, a column per attribution."""
 
+import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lit_xai.pictures import PALETTE, Picture, flaw, photograph, shades
+
+WIDEST = 12  # maps beside each other
 
 
 def sheets(pictures: Mapping[str, NDArray[Any]]) -> dict[str, list[Picture]]:
@@ -25,7 +29,7 @@ def attributions(pictures: Mapping[str, NDArray[Any]]) -> list[str]:
 
 
 def save(path: Path, pictures: Mapping[str, NDArray[Any]], title: str = "") -> None:
-    """Write one PNG: a row per image, a column per attribution, the input first.
+    """Write one PNG: a row per image, a column per attribution, the input first; many maps take more rows.
 
     Args:
         path: Where to.
@@ -33,28 +37,35 @@ def save(path: Path, pictures: Mapping[str, NDArray[Any]], title: str = "") -> N
         title: Written above.
     """
     names = attributions(pictures)
-    rows, columns = len(pictures["inputs"]), 1 + len(names)
-    figure = Figure(figsize=(1.25 * columns + 0.3, 1.45 * rows + 0.6), dpi=110, facecolor="white")
+    lines = max(1, math.ceil(len(names) / WIDEST))
+    across = math.ceil(len(names) / lines)
+    rows, columns = len(pictures["inputs"]) * lines, 1 + across
+    height = 1.45 if lines == 1 else 1.85  # room for a title over every map
+    figure = Figure(figsize=(1.25 * columns + 0.3, height * rows + 0.6), dpi=110, facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        axes[row, 0].imshow(photograph(pictures["inputs"][row]), interpolation="nearest")
-        target, said = int(pictures["target"][row]), int(pictures["prediction"][row])
-        axes[row, 0].set_xlabel(
-            f"class {target}" if said == target else f"class {target}, taken for {said}", fontsize=6.5
-        )
-        for column, name in enumerate(names, start=1):
-            relevance = pictures[f"maps/{name}"][row]
-            picture, scale = shades(relevance)
-            axes[row, column].imshow(PALETTE[picture], interpolation="nearest")
-            axes[row, column].set_xlabel(
-                flaw(relevance, scale) or f"±{scale:.2g}", fontsize=6.5, color="#666666"
-            )
-    for column, name in enumerate(["input", *names]):
-        axes[0, column].set_title(name.replace("_", "\n"), fontsize=7.5)
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], visible=False)
         for spine in axis.spines.values():
             spine.set_edgecolor("#cccccc")
+    for image in range(len(pictures["inputs"])):
+        block = axes[image * lines : (image + 1) * lines]
+        target, said = int(pictures["target"][image]), int(pictures["prediction"][image])
+        shown = photograph(pictures["inputs"][image])
+        seen = f"class {target}" if said == target else f"class {target}, taken for {said}"
+        _draw(block[0, 0], shown, "input" if image == 0 else "", seen)
+        for axis, name in zip(block[:, 1:].flat, names, strict=False):
+            relevance = pictures[f"maps/{name}"][image]
+            picture, scale = shades(relevance)
+            # Where maps take several rows, the title tells which is which beside every image.
+            headed = textwrap.fill(name.replace("_", " "), 14) if image == 0 or lines > 1 else ""
+            _draw(axis, PALETTE[picture], headed, flaw(relevance, scale) or f"±{scale:.2g}", "#666666")
     figure.suptitle(title, fontsize=9)
     figure.tight_layout(pad=0.4)
     figure.savefig(path)
+
+
+def _draw(axis: Any, picture: Picture, title: str, note: str, colour: str = "black") -> None:
+    axis.set_visible(True)
+    axis.imshow(picture, interpolation="nearest")
+    axis.set_title(title, fontsize=7.5)
+    axis.set_xlabel(note, fontsize=6.5, color=colour)
