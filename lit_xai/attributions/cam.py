@@ -1,16 +1,17 @@
 """Maps read from a hidden layer, where the network still knows places and already knows classes."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_xai.attributions.base import Attribution, entering, keeping_graph, require_logits
-from lit_xai.attributions.rectified import GuidedBackprop
+from lit_xai.attributions.rectified import bent, rectified, through
 from lit_xai.attributions.refusal import no_meaning
 from lit_xai.attributions.score import Logit, Scored, named, settle
-from lit_xai.network import Average, Linear, Step, Tape, Unknown, record
+from lit_xai.network import Average, Layer, Linear, Rectifier, Step, Tape, Unknown, record
 from lit_xai.types import Images, Labels, require
 
 
@@ -54,17 +55,23 @@ class GradCam(Attribution):
             points = entering(inputs)
             tape = _watched(model, points if points.requires_grad else points.detach().requires_grad_())
             require_logits(tape.output, len(inputs))
-            name, activation = self._read(tape)
-            score = named(self.score)(tape.output, target).sum()
-            graph = keeping_graph()
-            (slopes,) = torch.autograd.grad(score, activation, create_graph=graph, allow_unused=True)
+            return self.seen(tape, target)
+
+    def seen(self, tape: Tape, target: Labels) -> Images:
+        """The maps of a network that has run with gradients."""
+        name, activation = self._read(tape)
+        score, graph, slopes = named(self.score)(tape.output, target).sum(), keeping_graph(), None
+        if score.requires_grad and activation.requires_grad:
+            (slopes,) = torch.autograd.grad(
+                score, activation, retain_graph=True, create_graph=graph, allow_unused=True
+            )
         if slopes is None:
             raise ValueError(f"`layer` must lead to the score, but {name!r} does not: name another, or none.")
+        channels, *size = tape.inputs.shape[1:]
         with torch.set_grad_enabled(graph):
             heat = (slopes.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
-            heat = F.interpolate(heat.relu() if self.relu else heat, inputs.shape[2:], mode="bilinear")
-            maps: Images = heat.repeat(1, inputs.shape[1], 1, 1) / inputs.shape[1]
-            return maps
+            heat = F.interpolate(heat.relu() if self.relu else heat, size, mode="bilinear")
+            return heat.repeat(1, channels, 1, 1) / channels
 
     @torch.no_grad()
     def chosen(self, model: nn.Module, inputs: Images) -> str:
@@ -85,7 +92,7 @@ class GradCam(Attribution):
 
     def _read(self, tape: Tape) -> tuple[str, Tensor]:
         """Name and output of the layer."""
-        name, images = self.layer or _late(tape), len(tape.inputs)
+        name, images = _late(tape) if self.layer is None else self.layer, len(tape.inputs)
         output = tape.value(name)
         require(
             _has_places(output, images),
@@ -120,8 +127,22 @@ class GuidedGradCam(Attribution):
         settle(self)
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
-        where = GradCam(self.layer, self.score).maps(model, inputs, target).sum(1, keepdim=True)
-        return where * GuidedBackprop(score=self.score).maps(model, inputs, target)
+        guided = False  # one forward pass serves both: first for the gradient, then for the guided one
+
+        def gate(layer: Rectifier, output: Tensor, gradient: Tensor) -> Tensor:
+            passed = through(layer, output, gradient)
+            return passed.relu_() if guided else passed
+
+        def bend(layer: Layer, sources: tuple[Tensor, ...]) -> Tensor | None:
+            return rectified(layer, sources, partial(gate, layer)) if isinstance(layer, Rectifier) else None
+
+        with torch.enable_grad():
+            points = inputs.detach().requires_grad_()
+            tape = bent(self, model, points, bend)
+            where = GradCam(self.layer, self.score).seen(tape, target).sum(1, keepdim=True)
+            guided = True
+            score = named(self.score)(tape.output, target).sum()
+            return where * torch.autograd.grad(score, points)[0]
 
 
 def _watched(model: nn.Module, points: Images) -> Tape:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai import randomness
-from lit_xai.attributions import taps
 from lit_xai.attributions.base import check
 from lit_xai.attributions.baselines import Baseline
 from lit_xai.network import Layer, MaxPool, Rectifier, Step, Unknown, record
@@ -112,5 +111,5 @@ def _pattern(step: Step, keys: Keys | None, stream: int, replay_pool: bool) -> P
 
 
 def _gather(layer: MaxPool, source: Tensor) -> Pattern:
-    index = taps.maxima(layer, source)
+    index = layer.maxima(source)
     return lambda other: other.flatten(2).gather(2, index.flatten(2)).view_as(index)

@@ -5,6 +5,7 @@ is divided evenly over its pixels and channels, so that a map adds up to the val
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from lit_xai.attributions.base import Attribution, entering, keeping_graph, require_logits
 from lit_xai.attributions.baselines import Baseline, FlatImage, settled
+from lit_xai.attributions.packing import Rows
 from lit_xai.attributions.path import begun
 from lit_xai.attributions.score import Logit, Scored, named, settle
 from lit_xai.types import Images, Labels, require, require_at_least
 
 Spans = Float[Tensor, "span position"]  # ones among zeros
 Parts = tuple[Float[Tensor, "down height"], Float[Tensor, "across width"]]  # each span with each
-Looks = Bool[Tensor, "batch look part"]
+Hidden = Bool[Tensor, "row part"]
+Looks = Callable[[Rows, Rows], Hidden]  # what is hidden, by the numbers of image and look
 Answers = Float[Tensor, "batch look"]
 
 
@@ -124,16 +127,17 @@ def answers(
     target: Labels,
     score: Scored,
     parts: Parts,
+    looks: int,
     hidden: Looks,
     chunk: int,
 ) -> Answers:
     """Score of every image under every look, with `start` where it is hidden, in double precision."""
-    inputs, looks = entering(inputs), hidden.shape[1]
+    inputs = entering(inputs)
     values = []
     with torch.set_grad_enabled(keeping_graph()):
         for rows in torch.split(torch.arange(len(inputs) * looks, device=inputs.device), chunk):
             image, look = rows // looks, rows % looks
-            gone = _painted(parts, hidden[image, look].to(inputs.dtype)) > 0.5
+            gone = _painted(parts, hidden(image, look).to(inputs.dtype)) > 0.5
             logits = model(torch.where(gone, start[image], inputs[image]))
             require_logits(logits, len(rows))
             values.append(named(score)(logits, target[image]))
@@ -168,7 +172,10 @@ def _one_by_one(
     model: nn.Module, start: Images, inputs: Images, target: Labels, score: Scored, parts: Parts, chunk: int
 ) -> Images:
     """The fall of the score when each part is hidden alone, divided over the part."""
-    alone = torch.eye(len(parts[0]) * len(parts[1]), dtype=torch.bool, device=inputs.device)
-    hidden = torch.cat([torch.zeros_like(alone[:1]), alone]).expand(len(inputs), -1, -1)
-    seen = answers(model, start, inputs, target, score, parts, hidden, chunk)
+    number = torch.arange(1, 1 + len(parts[0]) * len(parts[1]), device=inputs.device)
+
+    def alone(_: Rows, look: Rows) -> Hidden:
+        return look[:, None] == number  # the whole image is look 0
+
+    seen = answers(model, start, inputs, target, score, parts, 1 + len(number), alone, chunk)
     return spread(parts, seen[:, :1] - seen[:, 1:], inputs)

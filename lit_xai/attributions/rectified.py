@@ -53,9 +53,9 @@ class GuidedBackprop(Attribution):
         def bend(layer: Layer, sources: tuple[Tensor, ...]) -> Tensor | None:
             if not isinstance(layer, Rectifier):
                 return None
-            return _rectified(layer, sources, lambda output, g: _through(layer, output, g).relu_())
+            return rectified(layer, sources, lambda output, g: through(layer, output, g).relu_())
 
-        return _bent(self, model, inputs, target, bend)
+        return _gradient(self, model, inputs, target, bend)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Deconvolution(Attribution):
         def bend(layer: Layer, sources: tuple[Tensor, ...]) -> Tensor | None:
             if not isinstance(layer, Rectifier):
                 return None
-            return _rectified(layer, sources, lambda _, g: g.relu())
+            return rectified(layer, sources, lambda _, g: g.relu())
 
-        return _bent(self, model, inputs, target, bend)
+        return _gradient(self, model, inputs, target, bend)
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ class RectifiedGradient(Attribution):
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         def bend(layer: Layer, sources: tuple[Tensor, ...]) -> Tensor | None:
             if isinstance(layer, Rectifier):
-                return _rectified(layer, sources, lambda output, g: self._cut(layer, output, g))
+                return rectified(layer, sources, lambda output, g: self._cut(layer, output, g))
             if isinstance(layer, MaxPool) and self.redistribute:
                 return _applied(_Shared, sources[0], layer)
             if isinstance(layer, Convolution) and self.mask_border:
                 return _applied(_Framed, layer(*sources)) if _keeps_size(layer, sources[0]) else None
             return None
 
-        maps = _bent(self, model, inputs, target, bend)
+        maps = _gradient(self, model, inputs, target, bend)
         return inputs.detach() * maps if self.times_input else maps
 
     def _cut(self, layer: Rectifier, output: Tensor, gradient: Tensor) -> Tensor:
@@ -191,13 +191,37 @@ def redistributed(pool: MaxPool, source: Tensor, gradient: Tensor) -> Tensor:
     return positive * spread
 
 
-def _bent(method: Any, model: nn.Module, inputs: Images, target: Labels, bend: Bend) -> Images:
-    """Gradient of the score, where `bend` computes the layers that pass back something else."""
+def bent(method: Attribution, model: nn.Module, points: Images, bend: Bend) -> Tape:
+    """The network as it runs where `bend` computes the layers that pass back something else.
+
+    Raises:
+        ValueError: The logits depend on a layer that the method, `GuidedBackprop` or a kin, has no rule for.
+    """
+    tape = record(model, points, bend)
+    require_logits(tape.output, len(points))
+    _require_rules(method, tape)
+    return tape
+
+
+def rectified(layer: Rectifier, sources: tuple[Tensor, ...], gate: Gate) -> Tensor:
+    """The layer, passing back what the gate makes of its output and the gradient there."""
+    return _applied(_Gated, sources[0], layer, gate)
+
+
+def through(layer: Rectifier, output: Tensor, gradient: Tensor) -> Tensor:
+    """relu'(v) g, in one pass over memory; the output tells it as well as v."""
+    if layer.ceiling == math.inf:
+        result: Tensor = torch.ops.aten.threshold_backward(gradient, output, 0)
+    else:
+        result = torch.ops.aten.hardtanh_backward(gradient, output, 0, layer.ceiling)
+    return result
+
+
+def _gradient(method: Any, model: nn.Module, inputs: Images, target: Labels, bend: Bend) -> Images:
+    """Gradient of the score, bent."""
     with torch.enable_grad():
         points = inputs.detach().requires_grad_()
-        tape = record(model, points, bend)
-        require_logits(tape.output, len(points))
-        _require_rules(method, tape)
+        tape = bent(method, model, points, bend)
         score = named(method.score)(tape.output, target).sum()
     return torch.autograd.grad(score, points)[0]
 
@@ -215,24 +239,10 @@ def _require_rules(method: Attribution, tape: Tape) -> None:
                 raise no_meaning(method, f"has no rule for a leaky ReLU (layer {step.name!r})")
 
 
-def _rectified(layer: Rectifier, sources: tuple[Tensor, ...], gate: Gate) -> Tensor:
-    """The layer, passing back what the gate makes of its output and the gradient there."""
-    return _applied(_Gated, sources[0], layer, gate)
-
-
 def _applied(function: type[torch.autograd.Function], source: Tensor, *constants: Any) -> Tensor:
     """The function's output, with its own way back."""
     output: Tensor = function.apply(source, *constants)
     return output
-
-
-def _through(layer: Rectifier, output: Tensor, gradient: Tensor) -> Tensor:
-    """relu'(v) g, in one pass over memory; the output tells it as well as v."""
-    if layer.ceiling == math.inf:
-        result: Tensor = torch.ops.aten.threshold_backward(gradient, output, 0)
-    else:
-        result = torch.ops.aten.hardtanh_backward(gradient, output, 0, layer.ceiling)
-    return result
 
 
 def _keeps_size(layer: Convolution, source: Tensor) -> bool:

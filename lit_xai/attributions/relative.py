@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_xai.attributions.base import Attribution, require_logits
 from lit_xai.attributions.refusal import no_rule
+from lit_xai.attributions.rules import divided
 from lit_xai.attributions.score import Logit
 from lit_xai.network import (
     Addition,
@@ -27,6 +28,7 @@ from lit_xai.network import (
     Scaling,
     Step,
     Tape,
+    folded,
     record,
 )
 from lit_xai.types import Images, Labels, Scores, require
@@ -92,7 +94,7 @@ class RAP(Attribution):
                 if not isinstance(step.layer, Affine):
                     return handed_on(self, step, relevance, size)
                 if id(step.output) in last:
-                    influence = step.source.abs(), step.layer.weight.abs()
+                    influence = step.source.abs(), folded(step.layer).abs()
                     return (_shared_out(step.layer, relevance, influence),)
                 if id(step.source) in first:
                     return (boxed(step.layer, step.source, relevance),)
@@ -108,7 +110,7 @@ class RAP(Attribution):
 
 def _centred(layer: Affine, source: Tensor, relevance: Tensor, unsigned: bool) -> Tensor:
     """The rule between the first layer and the last."""
-    up, down = halves(layer.weight)
+    up, down = halves(folded(layer))
     # Each part of the source, with the weights by which it counts for a unit and against it.
     parts = [(source, up, down)]
     if not unsigned:
@@ -116,11 +118,11 @@ def _centred(layer: Affine, source: Tensor, relevance: Tensor, unsigned: bool) -
         parts = [(above, up, down), (below, down, up)]
     backing = _added([layer.apply(part, helps) for part, helps, _ in parts])
     opposing = _added([layer.apply(part, harms) for part, _, harms in parts])
-    strong, weak = relevance, divided(relevance, backing + opposing)
+    strong, weak = relevance, divided(relevance, backing + opposing, 0)
     if isinstance(layer, Convolution):
         strong, negative = halves(relevance)
-        weak = weak - divided(negative, opposing)
-    strong = divided(strong, backing)
+        weak = weak - divided(negative, opposing, 0)
+    strong = divided(strong, backing, 0)
     found = [
         part * (layer.transpose(strong, part, helps) + layer.transpose(weak, part, harms))
         for part, helps, harms in parts
@@ -132,13 +134,13 @@ def boxed(layer: Affine, source: Tensor, relevance: Tensor) -> Tensor:
     """The rule of the first layer: shares by what a weight makes of the way from one end of the range."""
     ends = source.flatten(1).aminmax(dim=1)
     low, high = (end.view(-1, *[1] * (source.ndim - 1)) for end in ends)
-    up, down = halves(layer.weight)
+    up, down = halves(folded(layer))
     return _shared_out(layer, relevance, (source - low, up), (high - source, down))
 
 
 def _shared_out(layer: Affine, relevance: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """sum_j x_i w_ij R_j / sum_i x_i w_ij, where sums run over pairs (x, w) of which none is negative."""
-    share = divided(relevance, _added([layer.apply(part, weight) for part, weight in pairs]))
+    share = divided(relevance, _added([layer.apply(part, weight) for part, weight in pairs]), 0)
     return _added([part * layer.transpose(share, part, weight) for part, weight in pairs])
 
 
@@ -172,10 +174,10 @@ def handed_on(method: Attribution, step: Step, relevance: Tensor, size: Size = t
             return torch.split(relevance, [source.shape[layer.dim] for source in sources], layer.dim)
         case Average():
             own = size(sources[0])
-            return (own * layer.pull(divided(relevance, layer(own)), own)[0],)
+            return (own * layer.pull(divided(relevance, layer(own), 0), own)[0],)
         case Addition():
             left, right = size(sources[0]), size(sources[1])
-            share = divided(relevance, left + right)
+            share = divided(relevance, left + right, 0)
             return left * share, right * share
     raise no_rule(method, step)
 
@@ -184,12 +186,6 @@ def halves(value: Tensor) -> tuple[Tensor, Tensor]:
     """Sizes of the positive and of the negative part."""
     above = value.clamp(min=0)
     return above, above - value
-
-
-def divided(relevance: Tensor, by: Tensor) -> Tensor:
-    """The quotient, and 0 where the divisor is 0."""
-    zero = by == 0
-    return (relevance / by.masked_fill(zero, 1)).masked_fill(zero, 0)
 
 
 def _deciding(tape: Tape) -> set[int]:

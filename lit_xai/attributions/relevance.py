@@ -114,7 +114,8 @@ class LRP(Attribution):
             else:
                 how, parts = _elsewhere(self, step, relevance)
             if notes is not None:
-                kind = type(layer).__name__
+                norm = isinstance(layer, Convolution | Linear) and layer.factor is not None
+                kind = type(layer).__name__ + " + norm" * norm
                 notes.append(RuledLayer(step.name, kind, str(how), float(relevance.detach().sum())))
             return parts
 
@@ -141,7 +142,7 @@ class RuledLayer:
 
     Args:
         name: The step of the network.
-        kind: What sort of layer it is.
+        kind: What sort of layer it is, with "+ norm" where a batch norm is part of it.
         rule: How relevance is shared among what the layer read.
         relevance: Sum of the relevance that arrived at its output, over the batch.
     """

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lit_xai.network import Affine, Convolution
+from lit_xai.network import Affine, Convolution, folded
 from lit_xai.types import require, require_at_least
 
 STABILISER = 1e-9  # what a denominator is moved away from zero by, where the rule has no number of its own
@@ -90,7 +91,7 @@ class Epsilon(Rule):
 
     def __call__(self, at: Junction, relevance: Tensor) -> Tensor:
         sums = at.output if at.absorb else at.product
-        return at.source * at.back(divided(relevance, sums, self.epsilon), at.layer.weight)
+        return at.source * at.back(divided(relevance, sums, self.epsilon), folded(at.layer))
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Gamma(Rule):
         require_at_least(0, gamma=self.gamma)
 
     def __call__(self, at: Junction, relevance: Tensor) -> Tensor:
-        half = self.gamma / 2
-        weight, magnitude = at.layer.weight, at.layer.weight.abs()
+        half, weight = self.gamma / 2, folded(at.layer)
+        magnitude = weight.abs()
         size = at.source if at.positive else at.source.abs()
         sums, sizes = at.product, at.ahead(size, magnitude)
         if at.absorb and at.bias is not None:
@@ -194,12 +195,12 @@ class Flat(Rule):
             return (relevance.sum(-1, keepdim=True) / source.shape[-1]).expand_as(source)
         # All weights are alike, so the channels of a group are added before, and all get the same.
         batch, channels, *size = source.shape
-        groups, kernel = layer.groups, layer.weight.shape[2:]
-        plane = replace(layer, weight=source.new_ones(groups, 1, *kernel), bias=None)
+        groups, kernel = layer.groups, layer.raw.shape[2:]
+        plane = replace(layer, raw=source.new_ones(groups, 1, *kernel), bias=None, factor=None)
         read = channels // groups * plane(source.new_ones(1, groups, *size))
         grouped = relevance.reshape(batch, groups, relevance.shape[1] // groups, *relevance.shape[2:])
         together = grouped.sum(2) / read.clamp(min=1)
-        shares = plane.transpose(together, source.new_empty(batch, groups, *size), plane.weight)
+        shares = plane.transpose(together, source.new_empty(batch, groups, *size), plane.raw)
         return shares.repeat_interleave(channels // groups, 1)
 
 
@@ -214,7 +215,7 @@ class WSquare(Rule):
     """
 
     def __call__(self, at: Junction, relevance: Tensor) -> Tensor:
-        squares = at.layer.weight.square()
+        squares = folded(at.layer).square()
         sums = at.ahead(at.source.new_ones(1, *at.source.shape[1:]), squares)
         if at.absorb and at.bias is not None:
             sums = sums + at.bias.square()
@@ -244,8 +245,8 @@ class ZBox(Rule):
         require(self.low < self.high, f"`low` must be less than `high`, got {self.low!r} and {self.high!r}.")
 
     def __call__(self, at: Junction, relevance: Tensor) -> Tensor:
-        low, high = self._bounds(at)
-        above, below = at.layer.weight.clamp(min=0), at.layer.weight.clamp(max=0)
+        (low, high), weight = self._bounds(at), folded(at.layer)
+        above, below = weight.clamp(min=0), weight.clamp(max=0)
         share = divided(relevance, at.product - at.ahead(low, above) - at.ahead(high, below))
         return (at.source - low) * at.back(share, above) + (at.source - high) * at.back(share, below)
 
@@ -267,10 +268,11 @@ def divided(relevance: Tensor, sums: Tensor, epsilon: float | None = None) -> Te
 
 def _of_one_sign(at: Junction, relevance: Tensor, sign: int) -> Tensor:
     """Relevance in proportion to the contributions of one sign."""
-    source, weight = at.source, at.layer.weight if sign > 0 else -at.layer.weight
+    source, weight = at.source, folded(at.layer)
+    weight = weight if sign > 0 else -weight
     channel = 1 if isinstance(at.layer, Convolution) else -1
     if at.positive:
-        weight = weight.clamp(min=0)
+        weight = F.relu(weight, inplace=weight is not at.layer.raw)
     else:
         source, weight = _halves(source, channel), _halves(weight, channel)
     sums = at.ahead(source, weight)

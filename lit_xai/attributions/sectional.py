@@ -10,13 +10,8 @@ from torch.nn import functional as F
 
 from lit_xai.attributions.base import Attribution, require_logits
 from lit_xai.attributions.refusal import no_rule
-from lit_xai.attributions.relative import (
-    balanced,
-    boxed,
-    divided,
-    halves,
-    handed_on,
-)
+from lit_xai.attributions.relative import balanced, boxed, halves, handed_on
+from lit_xai.attributions.rules import divided
 from lit_xai.network import Affine, Convolution, Rectifier, Step, Tape, Unknown, record
 from lit_xai.types import Images, Labels, Scores, require
 
@@ -62,7 +57,7 @@ class RSP(Attribution):
                 if id(step.source) in first:
                     return (boxed(step.layer, step.source, relevance),)
                 found = _found(step.layer, step.source, relevance, id(step.source) in unsigned)
-                wide = step.layer.weight.shape[2:] != (1, 1)
+                wide = step.layer.raw.shape[2:] != (1, 1)
                 return (balanced(2 * found, relevance) if wide else found,)
 
             return trunk.walk([(trunk.output, start)], rule)
@@ -89,7 +84,7 @@ class RSP(Attribution):
         slopes = Tape(top, tape.output, above, {}).walk([(tape.output, seed)], self._gradient)
         start = top * slopes.mean((2, 3), keepdim=True)
         low, high = (bound[:, None, None, None] for bound in start.flatten(1).aminmax(dim=1))
-        return Tape(tape.inputs, top, below, {}), divided(start, torch.where(high > 0, high, -low))
+        return Tape(tape.inputs, top, below, {}), divided(start, torch.where(high > 0, high, -low), 0)
 
     def _gradient(self, step: Step, message: Tensor) -> Sequence[Tensor]:
         """The gradient for the sources of a step above the start."""
@@ -113,7 +108,7 @@ def _found(layer: Convolution, source: Tensor, relevance: Tensor, unsigned: bool
     if not unsigned:
         read = torch.cat(halves(read), 1)
     given = torch.cat(halves(relevance.reshape(groups, -1, *relevance.shape[2:])), 1)
-    outputs, places, window = given.shape[1], given[0, 0].numel(), read.shape[1] * layer.weight[0, 0].numel()
+    outputs, places, window = given.shape[1], given[0, 0].numel(), read.shape[1] * layer.raw[0, 0].numel()
     few = places * (2 * window + 2 * outputs) < 3 * outputs * window
     found = read * (_by_places if few else _by_weights)(layer, read, given)
     if not unsigned:
@@ -126,7 +121,7 @@ def _by_weights(layer: Convolution, read: Tensor, given: Tensor) -> Tensor:
     """G^T (R / Z), by way of G: three convolutions."""
     layer = dataclasses.replace(layer, groups=len(read))
     x, r = read.flatten(0, 1)[None], given.flatten(0, 1)[None]
-    weight = x.new_empty(r.shape[1], read.shape[1], *layer.weight.shape[2:])
+    weight = x.new_empty(r.shape[1], read.shape[1], *layer.raw.shape[2:])
     _, kernel, _ = torch.ops.aten.convolution_backward(
         r, x, weight, None, layer.stride, layer.padding, layer.dilation,
         False, (0, 0), layer.groups, (False, True, False),
@@ -137,7 +132,7 @@ def _by_weights(layer: Convolution, read: Tensor, given: Tensor) -> Tensor:
 
 def _by_places(layer: Convolution, read: Tensor, given: Tensor) -> Tensor:
     """The same with the products in another order, G = R x^T and Z = R (x^T x): cheap for few places."""
-    shape = layer.weight.shape[2:], layer.dilation, layer.padding, layer.stride
+    shape = layer.raw.shape[2:], layer.dilation, layer.padding, layer.stride
     x, r = F.unfold(read, *shape), given.flatten(2)
     share = _shared(r, r @ (x.mT @ x))
     return F.fold(x @ (r.mT @ share), read.shape[2:], *shape)
@@ -145,5 +140,5 @@ def _by_places(layer: Convolution, read: Tensor, given: Tensor) -> Tensor:
 
 def _shared(given: Tensor, found: Tensor) -> Tensor:
     """R+ / Z+ and -R- / Z-, one after the other."""
-    friendly, hostile = divided(given, found).chunk(2, 1)
+    friendly, hostile = divided(given, found, 0).chunk(2, 1)
     return torch.cat([friendly, -hostile], 1)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_xai.attributions import taps
-from lit_xai.attributions.base import Attribution, check, entering, keeping_graph, require_logits
+from lit_xai.attributions.base import (
+    Attribution,
+    check,
+    entering,
+    keeping_graph,
+    require_logits,
+    require_one_of,
+)
 from lit_xai.attributions.refusal import no_rule
 from lit_xai.network import (
     Addition,
@@ -95,8 +102,7 @@ class SharingRatio(Attribution):
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        known = ("gradient", "grad_cam", "sharing")
-        require(self.head in known, f"`head` must be one of {', '.join(known)}, got {self.head!r}.")
+        require_one_of(Head, head=self.head)
 
     @property
     def differentiable(self) -> bool:
@@ -225,7 +231,7 @@ class _Descent:
                     beside = _add(beside, _inner(layer.bias, g))
                 if beside is not None:
                     self.divide(layer, x, beside)
-                return (layer.transpose(g, x, layer.weight),)
+                return layer.pull(g, x)
             case Scaling() as layer:
                 if self.counted(y) or id(x) in self.pixels:
                     shift = layer.shift * g
@@ -243,7 +249,7 @@ class _Descent:
                     self.part(layer, step.sources, beside)
                 return (g, g) if isinstance(layer, Addition) else layer.pull(g, *step.sources)
             case MaxPool() as layer:
-                index = taps.maxima(layer, x)
+                index = layer.maxima(x)
                 if beside is not None:
                     self.keep(x, taps.scatter(index, _entries(beside, y), x).sum(1, keepdim=True))
                 return (taps.scatter(index, g, x),)
@@ -290,7 +296,7 @@ class _Descent:
             parts: Sequence[Tensor] = layer.pull(beside, *(source[:, :1] for source in sources))
         else:
             norms = torch.stack([torch.linalg.vector_norm(source, dim=1, keepdim=True) for source in sources])
-            parts = taps.shared(beside, norms, torch.ones_like(norms), 0).unbind()
+            parts = taps.shared(beside, norms.clamp_min(taps.least(norms)), 0).unbind()
         for source, own in zip(sources, parts, strict=True):
             self.keep(source, own)
 
@@ -305,7 +311,8 @@ class _Descent:
             norms = taps.place_norms(layer.weight, value)
             if self.method.per_channel and id(value) in self.pixels:
                 norms = (torch.linalg.vector_norm(layer.weight, dim=0) * x.abs()).view_as(value)
-            self.keep(value, taps.shared(beside[:, :, None, None], norms, torch.ones_like(norms), (1, 2, 3)))
+                norms = norms.clamp_min(taps.least(norms))
+            self.keep(value, taps.shared(beside[:, :, None, None], norms, (1, 2, 3)))
         elif apart:
             self.keep(x, taps.divided(layer, x, beside, torch.eye(x.shape[1]).to(x)[:, None, :, None, None]))
         elif self.method.joint_pool and maker is not None and isinstance(maker.layer, MaxPool):
@@ -345,5 +352,4 @@ def _entries(relevance: Tensor, x: Tensor) -> Tensor:
     """Relevance of places, divided over the channels of x by their squares; of entries, as it is."""
     if relevance.shape == x.shape:
         return relevance
-    square = x.square()
-    return taps.shared(relevance, square, torch.ones_like(square), 1)
+    return taps.shared(relevance, x.square().clamp_min(taps.least(x)), 1)

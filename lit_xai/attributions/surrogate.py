@@ -7,16 +7,19 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lit_xai import randomness
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.baselines import Baseline, FlatImage, settled
+from lit_xai.attributions.packing import Rows
 from lit_xai.attributions.path import begun, rise
-from lit_xai.attributions.perturbation import Looks, answers, grid, spread
+from lit_xai.attributions.perturbation import Answers, Hidden, Parts, answers, grid, spread
 from lit_xai.attributions.score import Logit, Scored, settle
 from lit_xai.types import Images, Keys, Labels, Scores, require_at_least, require_positive
+
+Shown = Bool[Tensor, "batch look part"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class KernelShap(Attribution):
         shown = _coalitions(randomness.keys(inputs, "kernel_shap"), self.samples, count)
         whole = torch.ones_like(shown[:, :1])
         looks = torch.cat([whole, ~whole, shown], dim=1)
-        seen = answers(model, start, inputs, target, self.score, parts, ~looks, self.chunk)
+        seen = _answers(self, model, start, inputs, target, parts, looks)
         full, empty, inner = seen[:, :1], seen[:, 1:2], seen[:, 2:]
         # Equal shares keep the constraint; what is added to them must sum to zero, as do the rows below.
         z = shown.to(seen)
@@ -129,7 +132,7 @@ class Lime(Attribution):
         keys = randomness.keys(inputs, "lime")
         shown = randomness.uniform(keys, 0, (self.samples, count), torch.float64) < 0.5
         shown = torch.cat([torch.ones_like(shown[:, :1]), shown], dim=1)
-        seen = answers(model, start, inputs, target, self.score, parts, ~shown, self.chunk)[..., None]
+        seen = _answers(self, model, start, inputs, target, parts, shown)[..., None]
         z = shown.to(seen)
         distance = 1 - z.mean(2, keepdim=True).sqrt()
         near = (-(distance**2) / (2 * self.width**2)).exp()
@@ -143,7 +146,24 @@ class Lime(Attribution):
         return spread(parts, _least_squares(design, rest[..., 0]), inputs)
 
 
-def _coalitions(keys: Keys, samples: int, count: int) -> Looks:
+def _answers(
+    method: KernelShap | Lime,
+    model: nn.Module,
+    start: Images,
+    inputs: Images,
+    target: Labels,
+    parts: Parts,
+    shown: Shown,
+) -> Answers:
+    """Score of every image under every look."""
+
+    def hidden(image: Rows, look: Rows) -> Hidden:
+        return ~shown[image, look]
+
+    return answers(model, start, inputs, target, method.score, parts, shown.shape[1], hidden, method.chunk)
+
+
+def _coalitions(keys: Keys, samples: int, count: int) -> Shown:
     """Random sets of segments, each followed by its complement."""
     pairs = (samples + 1) // 2
     size = torch.arange(1, count, device=keys.device, dtype=torch.float64)

@@ -2,6 +2,9 @@
 
 A tap is one offset of a kernel, with a matrix W_t of weights: what place i adds to place j through it is
 W_t x_i. For all taps at once the norms cost as many multiplications as the convolution.
+
+A norm is never 0, but at least the square root of the smallest number: where nothing is added, all shares are
+equal.
 """
 
 import itertools
@@ -23,10 +26,14 @@ Shares = Float[Tensor, "batch part tap height width"]
 _ENTRIES = 1 << 20  # of a product, held at once: what a cache likes
 
 
-def shared(relevance: Tensor, norms: Tensor, equal: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Relevance divided in proportion to the norms over the dimensions; where all are 0, to `equal`."""
-    norms = torch.where(norms.sum(dim, keepdim=True) > 0, norms, equal)
-    return norms * (relevance / norms.sum(dim, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny))
+def shared(relevance: Tensor, norms: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Relevance divided in proportion to the norms over the dimensions."""
+    return norms * (relevance / norms.sum(dim, keepdim=True))
+
+
+def least(like: Tensor) -> float:
+    """What stands for a norm of 0."""
+    return math.sqrt(torch.finfo(like.dtype).tiny)
 
 
 def divided(
@@ -36,54 +43,57 @@ def divided(
 
     R_i = sum over t, j of R_j |W_t x_i| / sum over all i' of |W_t' x_i'|
 
-    Where nothing that is read adds anything, everything that is read has an equal share.
-
     Args:
         layer: The convolution.
         source: What it reads.
         relevance: One number per place of its output.
         parts: Which entries of the source are in each part, as 0 and 1.
     """
-    size = relevance.shape[2:]
-    if parts is None and layer.weight.shape[2:].numel() == 1:
-        return back(layer, relevance[:, :, None], source.shape[2:])
-    if parts is None:
-        norms = tap_norms(layer, source, size)[:, None]
-        there = torch.ones_like(source[:1, :1])
-    else:
-        masks = list(parts)
-        norms = torch.stack([tap_norms(layer, source * mask, size) for mask in masks], dim=1)
-        there = torch.cat([mask.mean(1, keepdim=True).expand(-1, -1, *source.shape[2:]) for mask in masks], 1)
-    seen = F.unfold(there, layer.weight.shape[2:], layer.dilation, layer.padding, layer.stride)
-    equal = seen.reshape(len(there), norms.shape[1], norms.shape[2], *size)
-    return back(layer, shared(relevance[:, :, None], norms, equal, (1, 2)), source.shape[2:])
+    size, shares = relevance.shape[2:], relevance[:, :, None]
+    if parts is not None:
+        masks = [mask.expand_as(source) for mask in parts]
+        floors = [mask.mean(1, keepdim=True) * least(source) for mask in masks]
+        norms = [
+            tap_norms(layer, source * mask, size, floor) for mask, floor in zip(masks, floors, strict=True)
+        ]
+        shares = shared(shares, torch.stack(norms, dim=1), (1, 2))
+    elif layer.raw.shape[2:].numel() > 1:
+        shares = shared(shares, tap_norms(layer, source, size)[:, None], 2)
+    return back(layer, shares, source.shape[2:])
 
 
-def tap_norms(layer: Convolution, source: Tensor, size: Size) -> Float[Tensor, "batch tap rows columns"]:
-    """|W_t x_i| for each tap t at each place of the output, i being what t reads there, if anything.
+def tap_norms(
+    layer: Convolution, source: Tensor, size: Size, floor: Tensor | None = None
+) -> Float[Tensor, "batch tap rows columns"]:
+    """|W_t x_i| for each tap t at each place of the output, i being what t reads there; 0 outside of the map.
 
     Args:
         layer: The convolution.
         source: What it reads.
         size: Rows and columns of its output.
+        floor: The smallest norm at each place of the source; without, the same at all.
     """
-    (rows, columns), steps = layer.stride, layer.dilation
-    kernel = _kernel(layer)
     # Taps that read places of the same remainder modulo the stride, and the part of the source that has it.
-    apart = (rows // math.gcd(rows, steps[0]), columns // math.gcd(columns, steps[1]))
-    norms: dict[Size, Tensor] = {}
-    for first in itertools.product(range(min(apart[0], kernel[0])), range(min(apart[1], kernel[1]))):
-        some = (range(first[0], kernel[0], apart[0]), range(first[1], kernel[1], apart[1]))
-        weight = layer.weight[:, :, first[0] :: apart[0], first[1] :: apart[1]]
-        corner = [tap * step - pad for tap, step, pad in zip(first, steps, layer.padding, strict=True)]
-        places = source[:, :, corner[0] % rows :: rows, corner[1] % columns :: columns]
-        for tap, norm in zip(
-            itertools.product(*some), _norms(weight, places, layer.groups).unbind(1), strict=True
-        ):
-            top = (tap[0] * steps[0] - layer.padding[0]) // rows
-            left = (tap[1] * steps[1] - layer.padding[1]) // columns
-            reach = (-left, left + size[1] - norm.shape[2], -top, top + size[0] - norm.shape[1])
-            norms[tap] = F.pad(norm, reach)
+    down, across = (
+        _phases(*sizes)
+        for sizes in zip(_kernel(layer), layer.stride, layer.padding, layer.dilation, strict=True)
+    )
+    norms: dict[tuple[int, int], Tensor] = {}
+    for (rows, where, tops), (columns, there, lefts) in itertools.product(down, across):
+        places = source[:, :, where, there]
+        some = _norms(layer, layer.raw[:, :, rows, columns], places)
+        some = some.clamp_min(least(some)) if floor is None else some.maximum(floor[:, :, where, there])
+        before = max(0, -tops[0]), max(0, -lefts[0])
+        after = tops[-1] + size[0] - places.shape[2], lefts[-1] + size[1] - places.shape[3]
+        some = F.pad(some, (before[1], max(0, after[1]), before[0], max(0, after[0])))
+        for number, (top, left) in enumerate(itertools.product(tops, lefts)):
+            tap = (
+                rows.start + number // len(lefts) * rows.step,
+                columns.start + number % len(lefts) * columns.step,
+            )
+            norms[tap] = (
+                some[:, number].narrow(1, top + before[0], size[0]).narrow(2, left + before[1], size[1])
+            )
     return torch.stack([norm for _, norm in sorted(norms.items())], dim=1)
 
 
@@ -98,7 +108,7 @@ def place_norms(
     for start in range(0, len(weight), block):
         matrix = weight[start : start + block].reshape(-1, height * width).t().contiguous()
         square = square + (matrix.view(height * width, -1, channels) @ places).square().sum(1)
-    return _root(square).t().reshape(batch, 1, height, width)
+    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt().t().reshape(batch, 1, height, width)
 
 
 def back(layer: Window, shares: Shares, size: Size) -> Float[Tensor, "batch part rows columns"]:
@@ -113,15 +123,6 @@ def back(layer: Window, shares: Shares, size: Size) -> Float[Tensor, "batch part
     return F.pad(found, (-left, left + size[1] - reach[1], -top, top + size[0] - reach[0]))
 
 
-def maxima(layer: MaxPool, source: Tensor) -> Int[Tensor, "batch channel rows columns"]:
-    """Where the maxima of a pool lie, as row times width plus column of the source."""
-    source = source.detach().contiguous(memory_format=torch.channels_last)  # where torch is fast at this
-    _, index = F.max_pool2d(
-        source, layer.kernel, layer.stride, layer.padding, layer.dilation, layer.ceil, return_indices=True
-    )
-    return index.contiguous()
-
-
 def scatter(index: Int[Tensor, "batch channel rows columns"], entries: Tensor, source: Tensor) -> Tensor:
     """What lies at the output of a pool, at the maxima that it comes from: a tensor like the source."""
     blank = torch.zeros_like(source, memory_format=torch.contiguous_format).flatten(2)
@@ -130,56 +131,75 @@ def scatter(index: Int[Tensor, "batch channel rows columns"], entries: Tensor, s
 
 def winners(layer: MaxPool, source: Tensor) -> Iterator[Tensor]:
     """For each offset of the window, which entries of the pooled map come from there, as 0 and 1."""
-    index, width = maxima(layer, source), source.shape[3]
+    index, width = layer.maxima(source), source.shape[3]
     top = torch.arange(index.shape[2], device=index.device)[:, None] * layer.stride[0] - layer.padding[0]
     left = torch.arange(index.shape[3], device=index.device) * layer.stride[1] - layer.padding[1]
     for row, column in itertools.product(*map(range, layer.kernel)):
-        at = (top + row * layer.dilation[0]) * width + left + column * layer.dilation[1]
-        yield (index == at).to(source.dtype)
+        across = left + column * layer.dilation[1]
+        at = (top + row * layer.dilation[0]) * width + across
+        yield ((index == at) & (across >= 0) & (across < width)).to(source.dtype)
+
+
+def _phases(kernel: int, stride: int, padding: int, dilation: int) -> list[tuple[slice, slice, list[int]]]:
+    """Along one side: taps, the places that they read, and which of these each reads for the first output."""
+    apart = stride // math.gcd(stride, dilation)
+    found = []
+    for first in range(min(apart, kernel)):
+        starts = [tap * dilation - padding for tap in range(first, kernel, apart)]
+        places = slice(starts[0] % stride, None, stride)
+        found.append((slice(first, None, apart), places, [start // stride for start in starts]))
+    return found
 
 
 def _kernel(layer: Window) -> tuple[int, int]:
-    return layer.kernel if isinstance(layer, MaxPool) else (layer.weight.shape[2], layer.weight.shape[3])
+    return layer.kernel if isinstance(layer, MaxPool) else (layer.raw.shape[2], layer.raw.shape[3])
 
 
 def _norms(
-    weight: Float[Tensor, "into each row column"], places: Tensor, groups: int
+    layer: Convolution, raw: Float[Tensor, "into each row column"], places: Tensor
 ) -> Float[Tensor, "batch tap rows columns"]:
-    """|W_t x| at all places, for every tap of a kernel."""
-    each, count = weight.shape[1], weight.shape[2:].numel()
-    batch, _, height, width = places.shape
+    """|W_t x| at all places, for some taps of a kernel."""
+    groups, (out, each) = layer.groups, raw.shape[:2]
+    matrices = raw.detach().reshape(groups, out // groups, each, -1).permute(3, 0, 1, 2)
+    matrices = matrices.clone(memory_format=torch.contiguous_format)
+    if layer.factor is not None:
+        matrices.mul_(layer.factor.detach().view(groups, -1, 1))
     if each <= 8:
-        return _small(weight, places, groups)
-    out = len(weight) // groups
-    matrix = weight.reshape(groups, out, *weight.shape[1:]).permute(0, 3, 4, 1, 2)
-    matrix = matrix.reshape(groups, count * out, each).transpose(1, 2)
-    rows = places.permute(0, 2, 3, 1).reshape(batch * height * width, groups, each).transpose(0, 1)
-    block = max(64, _ENTRIES // max(1, count * len(weight)))
-    norms = []
-    for start in range(0, max(1, rows.shape[1]), block):
-        some = rows[:, start : start + block]
-        added = (some @ matrix).reshape(groups, some.shape[1], count, out)
-        norms.append(torch.linalg.vector_norm(added, dim=3))
-    norm = torch.cat(norms, dim=1)
-    norm = norm[0] if groups == 1 else torch.linalg.vector_norm(norm, dim=0)
-    return norm.reshape(batch, height, width, count).permute(0, 3, 1, 2)
+        return _small(matrices, places)
+    images, _, rows, columns = places.shape
+    some_images = max(1, _ENTRIES // max(1, out * rows * columns))
+    some_taps = max(1, _ENTRIES // max(1, out * max(each, min(images, some_images) * rows * columns)))
+    return torch.cat(
+        [
+            torch.cat([_added(some, part) for some in torch.split(matrices, some_taps)], dim=1)
+            for part in torch.split(places.contiguous(memory_format=torch.channels_last), some_images)
+        ]
+    )
 
 
-def _small(weight: Tensor, places: Tensor, groups: int) -> Tensor:
+def _added(matrices: Float[Tensor, "tap group out each"], places: Tensor) -> Tensor:
+    """|W_t x| at all places, all at once."""
+    count, groups, out, each = matrices.shape
+    matrix = matrices.transpose(0, 1).reshape(-1, each)
+    if groups == 1 and places[:, 0].numel() < 64:
+        added = F.linear(places.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
+    else:  # To one tap a dilation means nothing, but torch then has a faster kernel.
+        added = F.conv2d(places, matrix[:, :, None, None], dilation=2, groups=groups)
+    added = added.reshape(len(places), groups, count, out, *places.shape[2:])
+    norm: Tensor = (
+        torch.linalg.vector_norm(added.squeeze(1), dim=2)
+        if groups == 1
+        else torch.linalg.vector_norm(added, dim=(1, 3))
+    )
+    return norm
+
+
+def _small(matrices: Float[Tensor, "tap group out each"], places: Tensor) -> Tensor:
     """The same for few channels in a group, by |W x|^2 = sum over i, j of (W^T W)_ij x_i x_j."""
-    each = weight.shape[1]
-    grouped = weight.reshape(groups, -1, each, weight.shape[2:].numel())
-    gram = torch.einsum("goit,gojt->tgij", grouped, grouped)
-    i, j = torch.triu_indices(each, each, device=weight.device)
-    matrix = (gram[:, :, i, j] * (1 + (i != j))).flatten(1)
+    _, groups, _, each = matrices.shape
+    i, j = torch.triu_indices(each, each, device=places.device)
+    matrix = ((matrices.mT @ matrices)[:, :, i, j] * (1 + (i != j))).flatten(1)
     parts = places.reshape(len(places), groups, each, *places.shape[2:])
     products = (parts[:, :, i] * parts[:, :, j]).flatten(3).flatten(1, 2)
-    square = (matrix @ products).reshape(len(places), len(matrix), *places.shape[2:])
-    return _root(square)
-
-
-def _root(square: Tensor) -> Tensor:
-    """The square root, 0 of what is not positive, with a slope of 0 there."""
-    known = square > 0
-    root: Tensor = torch.where(known, square, 1).sqrt() * known
-    return root
+    square: Tensor = (matrix @ products).reshape(len(places), -1, *places.shape[2:])
+    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()

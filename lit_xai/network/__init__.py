@@ -13,6 +13,7 @@ from lit_xai.network.layers import (
     Rectifier,
     Scaling,
     Unknown,
+    folded,
 )
 from lit_xai.network.tape import Step, Tape, record
 
@@ -31,5 +32,6 @@ __all__ = [
     "Step",
     "Tape",
     "Unknown",
+    "folded",
     "record",
 ]

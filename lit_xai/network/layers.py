@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,14 +38,20 @@ class Layer(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Layer):
-    """y = W * x + b, over two dimensions."""
+    """y = W * x + b, over two dimensions; W is `raw`, by output channel times `factor`."""
 
-    weight: Tensor = field(repr=False)
+    raw: Tensor = field(repr=False)
     bias: Tensor | None = field(repr=False)
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    factor: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W, made when it is first asked for."""
+        return folded(self)
 
     def __call__(self, *sources: Tensor) -> Tensor:
         return self.apply(sources[0], self.weight, self.bias)
@@ -68,10 +75,16 @@ class Convolution(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Layer):
-    """y = W x + b, over the last dimension."""
+    """y = W x + b, over the last dimension; W is `raw`, by output times `factor`."""
 
-    weight: Tensor = field(repr=False)
+    raw: Tensor = field(repr=False)
     bias: Tensor | None = field(repr=False)
+    factor: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W, made when it is first asked for."""
+        return folded(self)
 
     def __call__(self, *sources: Tensor) -> Tensor:
         return self.apply(sources[0], self.weight, self.bias)
@@ -89,6 +102,13 @@ class Linear(Layer):
 
 
 Affine = Convolution | Linear
+
+
+def folded(layer: Affine) -> Tensor:
+    """W, as a tensor that the layer does not keep, unless it is that of the network."""
+    if layer.factor is None:
+        return layer.raw
+    return layer.raw * layer.factor.reshape(-1, *[1] * (layer.raw.ndim - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +156,18 @@ class MaxPool(Layer):
 
     def __call__(self, *sources: Tensor) -> Tensor:
         return F.max_pool2d(sources[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil)
+
+    def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        (source,) = sources
+        blank = torch.zeros_like(source, memory_format=torch.contiguous_format).flatten(2)
+        back = blank.scatter_add(2, self.maxima(source).flatten(2), cotangent.flatten(2))
+        return (back.view_as(source),)
+
+    def maxima(self, source: Tensor) -> Tensor:
+        """Where the maxima lie, as row times width plus column of the source."""
+        source = source.detach().contiguous(memory_format=torch.channels_last)  # where torch is fast at this
+        how = self.kernel, self.stride, self.padding, self.dilation, self.ceil
+        return F.max_pool2d(source, *how, return_indices=True)[1].contiguous()
 
 
 @dataclass(frozen=True)

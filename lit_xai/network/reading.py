@@ -228,16 +228,16 @@ _READERS: dict[str, Callable[..., Layer | None]] = {
     "pad": _pad,
     **dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul),
 }
-_COPIES = frozenset(
-    """view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze expand expand_as
-    permute transpose swapaxes swapdims movedim moveaxis t flip roll repeat tile contiguous clone
-    narrow select __getitem__ chunk split unbind tensor_split
-    channel_shuffle pixel_shuffle pixel_unshuffle float double to""".split()
-)
+_COPIES = frozenset([
+    "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze",
+    "expand", "expand_as", "repeat", "tile", "permute", "transpose", "t", "swapaxes", "swapdims", "movedim",
+    "moveaxis", "flip", "roll", "contiguous", "clone", "narrow", "select", "__getitem__", "chunk", "split",
+    "tensor_split", "unbind", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "float", "double", "to",
+])  # fmt: skip
 _AVERAGES = frozenset(("avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"))
 _JOINS = frozenset(("cat", "concat", "concatenate"))
-_BLANKS = frozenset(
-    """zeros_like ones_like full_like empty_like rand_like randn_like
-    new_zeros new_ones new_full new_empty""".split()
-)
+_BLANKS = frozenset([
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "new_zeros", "new_ones", "new_full", "new_empty",
+])  # fmt: skip
 _FRONT = frozenset((*_ARITHMETIC, *_READERS, *_COPIES, *_AVERAGES, *_JOINS))

@@ -8,7 +8,7 @@ place, the logits are those of the network, and the recording costs one forward 
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lit_xai.network.layers import (
     Addition,
@@ -212,15 +212,15 @@ def _fold(before: Layer, norm: Layer) -> Affine | None:
     """Both as one layer, where the second is a batch norm of the first."""
     if not isinstance(before, Convolution | Linear) or not isinstance(norm, Scaling):
         return None
-    channels = len(before.weight)
     if not isinstance(norm.scale, Tensor) or not isinstance(norm.shift, Tensor):
         return None
-    if norm.scale.shape != (1, channels, *[1] * (before.weight.ndim - 2)):
+    if norm.scale.shape != (1, len(before.raw), *[1] * (before.raw.ndim - 2)):
         return None
     scale, shift = norm.scale.flatten(), norm.shift.flatten()
-    weight = before.weight * scale.reshape(-1, *[1] * (before.weight.ndim - 1))
     return dataclasses.replace(
-        before, weight=weight, bias=shift if before.bias is None else before.bias * scale + shift
+        before,
+        factor=scale if before.factor is None else before.factor * scale,
+        bias=shift if before.bias is None else before.bias * scale + shift,
     )
 
 
@@ -253,8 +253,11 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = positional(func, *tree_map(self.current, (args, kwargs or {})))
-        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        args, kwargs = positional(func, args, kwargs or {})
+        values = list(_tensors((args, kwargs)))
+        if any(id(value) in self.renewed for value in values):
+            args, kwargs = tree_map(self.current, (args, kwargs))
+            values = [self.current(value) for value in values]
         sources = tuple(value for value in values if id(value) in self.known)
         if not sources or is_blank(func, args, sources):
             output = func(*args, **kwargs)
@@ -279,7 +282,8 @@ class _Recorder(TorchFunctionMode):
                 self._note(layer if part is output else _part(layer, index), sources, part)
         if target is not None:
             self.renewed[id(target)] = output
-            self.targets[target.untyped_storage().data_ptr()] = target
+            if len(target.untyped_storage()):  # what is empty has no address
+                self.targets[target.untyped_storage().data_ptr()] = target
         return output
 
     def _out_of_place(
@@ -337,6 +341,17 @@ class _Recorder(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of a call."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 def _version(value: Tensor) -> int:

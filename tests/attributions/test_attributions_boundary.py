@@ -223,7 +223,7 @@ def test_a_loop_over_the_rescale_rule_gives_the_same_map(broken):
         for part in net:
             if isinstance(part, nn.ReLU):
                 chord = (part(here) - part(there)) / (here - there)
-                here = here * chord.detach()
+                here = part(here).detach() + chord.detach() * (here - here.detach())
             else:
                 here = part(here)
             there = part(there)

@@ -179,8 +179,9 @@ def test_channels_behind_the_places_are_not_taken_for_places():
 
 def test_a_vision_transformer_is_refused_and_other_methods_are_named():
     vit = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
-    for method in (GradCam(), GuidedGradCam()):
-        with pytest.raises(ValueError, match=r"it works on tokens \(layer 'encoder.ln'\).*Saliency"):
+    why = r"needs one late layer.*it works on tokens \(layer 'encoder.ln'\)", "has no rule for"
+    for method, reason in zip((GradCam(), GuidedGradCam()), why, strict=True):
+        with pytest.raises(ValueError, match=f"`{type(method).__name__}` {reason}.*Saliency"):
             method(vit, torch.rand(3, 3, 32, 32), TARGET)
 
 

@@ -8,6 +8,9 @@ from rows import ATTRIBUTIONS
 from subjects import unchanged
 from torch import nn
 
+from lit_xai.attributions import Occlusion
+from lit_xai.memory import remembering
+
 METHODS = {type(row.instance).__name__: row.instance for row in reversed(ATTRIBUTIONS)}
 CONVOLUTIONAL = (
     *("resnet18", "resnet50", "vgg11_bn", "squeezenet1_0", "mobilenet_v2", "densenet121"),
@@ -18,11 +21,15 @@ NOT_FOR_TRANSFORMERS = {
     *("GuidedBackprop", "Deconvolution", "RectifiedGradient", "DeepLift", "DeepLiftShap", "BoundaryDeepLift"),
     *("LRP", "RAP", "RSP", "SharingRatio", "GradCam", "GuidedGradCam"),
 }
-NAMED = {"GuidedGradCam": "GradCam"}  # the part of it that speaks first
+SIZE = 48
+# Some methods may be at a loss where a network is sure of itself.
+METHODS["Occlusion"] = Occlusion(window=SIZE // 2, stride=SIZE // 2)
+MAY_SEE_NOTHING = {"SteinGradient", "NegativeFlux"}
+MAY_FIND_NO_BOUNDARY = {name for name in METHODS if name.startswith("Boundary")}
 
 
 def network(name: str) -> nn.Module:
-    """Random weights and random batch-norm statistics: real enough to have a map."""
+    """Random weights, batch norms that do something, and logits that tell images apart."""
     torch.manual_seed(1)
     if name.startswith("timm:"):
         model = timm.create_model(name.removeprefix("timm:"), num_classes=5)
@@ -32,21 +39,33 @@ def network(name: str) -> nn.Module:
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.uniform_(-0.1, 0.1)
             part.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+    model.eval()
+    head = [part for part in model.modules() if isinstance(part, nn.Linear)][-1:]
+    with torch.no_grad():
+        for linear in head:
+            spread, mean = torch.std_mean(model(torch.rand(8, 3, SIZE, SIZE)), 0)
+            linear.weight.div_(spread[:, None])
+            linear.bias.sub_(mean).div_(spread)
+    return model
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_method_explains_a_convolutional_network(name):
     model = network(name)
-    inputs = torch.rand(2, 3, 64, 64)
+    inputs = torch.rand(2, 3, SIZE, SIZE)
     with torch.no_grad():
         target = model(inputs).argmax(1)
-    for method, instance in METHODS.items():
-        maps = instance(model, inputs, target)
-        assert maps.shape == inputs.shape, method
-        assert maps.isfinite().all(), method
-        assert (maps.flatten(1) != 0).any(1).all(), method
+    with remembering():
+        for method, instance in METHODS.items():
+            maps = instance(model, inputs, target)
+            assert maps.shape == inputs.shape, method
+            found = maps.isfinite().flatten(1).all(1)
+            if method in MAY_FIND_NO_BOUNDARY and not found.all():
+                assert maps[~found].isnan().all(), method
+                continue
+            assert found.all(), method
+            assert method in MAY_SEE_NOTHING or (maps != 0).any(), method
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,7 +82,7 @@ def test_a_transformer_is_explained_or_refused_with_what_would_work(method):
         return
     with (
         unchanged(model, inputs),
-        pytest.raises(ValueError, match=f"`{NAMED.get(method, method)}`.*Saliency") as refusal,
+        pytest.raises(ValueError, match=f"`{method}`.*Saliency") as refusal,
     ):
         METHODS[method](model, inputs, target)
     assert "\n" not in str(refusal.value)

@@ -391,7 +391,7 @@ def test_rsp_does_not_read_the_weights_below_its_start(recorded):
         if step.name != "3":
             return step.layer
         noised.append(step)
-        return dataclasses.replace(step.layer, weight=torch.randn_like(step.layer.weight))
+        return dataclasses.replace(step.layer, raw=torch.randn_like(step.layer.raw))
 
     recorded(noise)
     assert torch.equal(RSP()(net, *batch), expected)

@@ -9,18 +9,26 @@ from subjects import Recorder, linear_case, tiny_net, unchanged
 from torch import Tensor, nn
 
 from lit_xai import randomness
-from lit_xai.attacks import DDN
+from lit_xai.attacks import DDN, L2
 from lit_xai.attributions import (
+    MFABA,
+    AdversarialGradientIntegration,
+    BoundaryDeepLift,
     BoundaryIntegratedGradients,
     BoundarySaliency,
+    BoundarySmoothGrad,
+    ExpectedGradients,
+    GuidedIntegratedGradients,
     InputXGradient,
     IntegratedGradients,
     Margin,
+    NegativeFlux,
+    Probability,
     Saliency,
+    SmoothGrad,
+    SteinGradient,
     keep_graph,
 )
-from lit_xai.attributions.path import ExpectedGradients
-from lit_xai.attributions.smoothing import SmoothGrad, SteinGradient
 from lit_xai.models import Smoothed
 
 GRADIENT_FAMILY = [
@@ -32,6 +40,16 @@ GRADIENT_FAMILY = [
     SmoothGrad(samples=3),
     BoundarySaliency(DDN(steps=15)),
     BoundaryIntegratedGradients(DDN(steps=15), steps=5, score=Margin()),
+    BoundarySmoothGrad(DDN(steps=15), samples=3),
+    Saliency(Probability()),
+    GuidedIntegratedGradients(steps=4),
+    NegativeFlux(points=2, steps=2),
+    NegativeFlux(points=2, steps=2, norm=L2()),
+    AdversarialGradientIntegration(steps=3),
+    AdversarialGradientIntegration(path="accumulate", steps=3, classes=2),
+    MFABA(steps=4),
+    MFABA(mode="smooth", steps=3, score=Margin()),
+    SteinGradient(sigma=1.0, samples=9),
 ]
 IDS = torch.arange(3)
 
@@ -114,6 +132,38 @@ def test_maps_of_a_smoothed_classifier_do_not_depend_on_its_chunk(method, smooth
     for other in maps[1:]:
         torch.testing.assert_close(other, maps[0], rtol=1e-8, atol=1e-10)
     assert maps[0].abs().sum() > 0
+
+
+def test_boundary_deep_lift_has_no_rule_for_draws_that_share_a_batch_and_says_so(relu_net):
+    smoothed, inputs, target = Smoothed(relu_net, 0.2).eval(), torch.rand(2, 2, 8, 8), torch.tensor([0, 1])
+    with (
+        unchanged(smoothed, inputs, target),
+        pytest.raises(ValueError, match=r"`BoundaryDeepLift` has no rule for .*Saliency"),
+    ):
+        BoundaryDeepLift(DDN(steps=3))(smoothed, inputs, target)
+
+
+def test_no_images_have_no_logits_and_no_maps(smooth_net):
+    smoothed = Smoothed(smooth_net, 0.2, samples=3, chunk=2).eval()
+    nothing, target = torch.rand(0, 2, 8, 8, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    assert smoothed(nothing).shape == (0, 4)
+    for method in GRADIENT_FAMILY:
+        assert method(smoothed, nothing, target).shape == (0, 2, 8, 8)
+
+
+def test_one_that_was_just_made_is_in_train_mode_and_is_refused(smooth_net):
+    inputs, target = torch.rand(2, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"it is in train mode: call `model.eval\(\)`"):
+        Saliency()(Smoothed(smooth_net, 0.2), inputs, target)
+
+
+def test_no_more_noise_than_a_chunk_is_held_at_once(smooth_net, monkeypatch):
+    drawn, normal = [], randomness.normal
+    monkeypatch.setattr(
+        randomness, "normal", lambda keys, *rest: drawn.append(len(keys)) or normal(keys, *rest)
+    )
+    Smoothed(smooth_net, 0.2, samples=10, chunk=4).eval()(torch.rand(1, 2, 8, 8, dtype=torch.float64))
+    assert drawn == [4, 4, 2]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,20 @@
 
 import pytest
 import torch
+from searches import ToPlane
 from subjects import linear_case
 
 from lit_xai import randomness
-from lit_xai.attributions import IntegratedGradients, Logit, NegativeFlux, Saliency
+from lit_xai.attributions import (
+    BoundaryDeepLift,
+    BoundaryIntegratedGradients,
+    BoundarySaliency,
+    IntegratedGradients,
+    Logit,
+    Margin,
+    NegativeFlux,
+    Saliency,
+)
 from lit_xai.memory import remembering
 from lit_xai.metrics import Accepted, Flags, Residual
 
@@ -19,6 +29,20 @@ def test_the_residual_of_a_map_that_is_off_by_a_factor(factor, residual):
     torch.testing.assert_close(scores, torch.full_like(scores, residual), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("score", [Logit(), Margin()], ids=repr)
+def test_the_residual_of_a_path_from_the_boundary_is_what_its_rule_leaves(score):
+    """The released weights are short by one part in n; on a linear net nothing else is missing."""
+    case = linear_case()
+    for method, residual in (
+        (BoundaryIntegratedGradients(ToPlane(), steps=8, score=score), 0),
+        (BoundaryIntegratedGradients(ToPlane(), steps=8, score=score, rule="official"), 1 / 8),
+        (BoundaryDeepLift(ToPlane(), score), 0),
+    ):
+        maps = method(case.model, case.inputs, case.target)
+        scores = Residual().score(case.model, case.inputs, case.target, maps, method)
+        torch.testing.assert_close(scores, torch.full_like(scores, residual), rtol=0, atol=1e-7)
+
+
 def test_the_residual_where_nothing_was_promised_and_nothing_given_is_none():
     case = linear_case()
     method = IntegratedGradients(steps=2, baseline=0.5)
@@ -29,6 +53,9 @@ def test_the_residual_where_nothing_was_promised_and_nothing_given_is_none():
 
 def test_each_flag_applies_to_the_maps_it_is_about():
     assert Residual().applies(IntegratedGradients())
+    assert Residual().applies(BoundaryIntegratedGradients())
+    assert Residual().applies(BoundaryDeepLift())
+    assert not Residual().applies(BoundarySaliency())
     assert not Residual().applies(Saliency())
     assert Accepted().applies(NegativeFlux())
     assert not Accepted().applies(IntegratedGradients())

@@ -1,5 +1,9 @@
 """The tape against the network itself: replayed, differentiated, named, and without a trace."""
 
+import gc
+import threading
+import weakref
+
 import pytest
 import torch
 from subjects import tiny_net, unchanged
@@ -167,6 +171,177 @@ def test_a_layer_can_be_replaced_wherever_it_is_called(crooked):
     assert not torch.allclose(tape.output, crooked(inputs))
     same = record(crooked, inputs, lambda layer, sources: None)
     assert torch.equal(same.output, crooked(inputs))
+
+
+class Forward(nn.Module):
+    """A small network, of which one function of its first activation is given."""
+
+    def __init__(self, middle, **parts):
+        super().__init__()
+        self.stem, self.head, self.middle = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 3), middle
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.double().eval()
+
+    def forward(self, x):
+        return self.head(self.middle(self, self.stem(x)).mean((2, 3)))
+
+
+def in_place(function, *args, **kwargs):
+    """A call whose result is not taken up."""
+
+    def middle(net, x):
+        function(x, *args, **kwargs)
+        return x
+
+    return middle
+
+
+def written(net, x):
+    z = torch.zeros_like(x)
+    z.copy_(x)
+    return x + torch.full_like(x, 2.0) + sum(torch.full_like(x, float(k)) for k in range(5))
+
+
+RIGHT = {
+    "inplace=1": in_place(F.relu, inplace=1),
+    "input in place": lambda net, x: in_place(lambda y: torch.relu_(input=y))(net, x),
+    "imul": lambda net, x: in_place(torch.Tensor.__imul__, 2.0)(net, x).relu(),
+    "itruediv": lambda net, x: in_place(torch.Tensor.__itruediv__, 2.0)(net, x).relu(),
+    "transpose_": in_place(torch.Tensor.transpose_, 2, 3),
+    "input=": lambda net, x: torch.relu(input=x),
+    "tensors=": lambda net, x: torch.cat(tensors=[x[:, 2:].relu(), x[:, :2]], dim=1),
+    "other=": lambda net, x: torch.add(x, other=x.relu()),
+    "buffers that come and go": written,
+    "pad": lambda net, x: net.pad(x.relu()).relu(),
+    "copies": lambda net, x: x.relu().repeat(1, 1, 2, 1).flip(2).roll(1, 3),
+    "matmul": lambda net, x: (x.relu().transpose(1, 3) @ net.head.weight.T).sum(3, keepdim=True).transpose(1, 3)
+    * torch.ones(4, 1, 1),
+    "shape of what has changed": lambda net, x: x.flatten(2).relu_().view(len(x), *x.shape[1:]),
+    "norm of rows": lambda net, x: net.norm(net.rows(x[:, :, :4, :4].flatten(2)[..., :4]))[..., None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_habits_that_can_be_read(name):
+    net = Forward(
+        RIGHT[name],
+        pad=nn.Conv2d(4, 4, 3, padding=(2, 1), padding_mode="reflect"),
+        rows=nn.Linear(4, 4),
+        norm=nn.BatchNorm1d(4),
+    )
+    net.norm.running_var.uniform_(0.5, 2)
+    inputs, others = torch.rand(2, 3, 2, 6, 6, dtype=torch.float64)
+    with torch.no_grad(), unchanged(net, inputs):
+        tape = record(net, inputs)
+        torch.testing.assert_close(tape.output, net(inputs))
+    with torch.no_grad():
+        torch.testing.assert_close(tape.replay(tape.output, others), net(others))
+    if name not in ("imul", "itruediv"):  # which autograd refuses at the leaf
+        torch.testing.assert_close(walked(tape), gradient(net, inputs))
+
+
+def through_a_view(net, x):
+    x[:, :2].relu_()
+    return x
+
+
+def behind_a_view(net, x):
+    view = x[:, :2]
+    x.relu_()
+    return torch.cat([view, view], 1)
+
+
+def through_a_buffer(net, x):
+    z = torch.zeros(x.shape, dtype=x.dtype)
+    z[:, :2].copy_(x[:, :2])
+    return x + z
+
+
+def moving_constant(net, x):
+    w = torch.ones(4, 1, 1, dtype=x.dtype)
+    for _ in range(3):
+        x = x * w
+        w += 1
+    return x
+
+
+@pytest.mark.parametrize(
+    ("middle", "message"),
+    [
+        (through_a_view, "change a value in place"),
+        (behind_a_view, "change a value in place"),
+        (through_a_buffer, "change a value in place"),
+        (moving_constant, "change a value in place"),
+        (in_place(lambda x: x.data.mul_(2)), "change a value in place"),
+        (in_place(lambda x: torch.mul(x, 2, out=x)), "write to `out`"),
+        (lambda net, x: x + torch.vmap(torch.square)(x), "pass the eager module"),
+    ],
+)
+def test_habits_that_cannot_be_read_are_refused(middle, message):
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        record(Forward(middle), torch.rand(3, 2, 6, 6, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_part_that_is_scripted_is_refused():
+    net = Forward(lambda net, x: x + net.part(x), part=torch.jit.script(nn.ReLU()))
+    with pytest.raises(ValueError, match="pass the eager module"):
+        record(net, torch.rand(3, 2, 6, 6, dtype=torch.float64))
+
+
+def test_an_output_that_is_no_tensor_is_refused():
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"logits": x.flatten(1)}
+
+    with pytest.raises(ValueError, match="`model` must return logits, got a dict"):
+        record(Named().eval(), torch.rand(1, 1, 2, 2))
+
+
+def test_a_mask_made_of_the_images_is_no_constant():
+    tape = record(Forward(lambda net, x: x * (x > 0)), torch.rand(3, 2, 6, 6, dtype=torch.float64))
+    assert [step.layer.name for step in tape.steps if isinstance(step.layer, network.Unknown)] == ["mul"]
+
+
+def test_an_empty_batch_is_recorded():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(True), nn.Conv2d(4, 4, 3), nn.ReLU(True), nn.Flatten())
+    assert record(net.eval(), torch.rand(0, 2, 6, 6)).output.shape == (0, 16)
+
+
+def test_networks_that_run_at_once_do_not_mix():
+    entered, gone = threading.Event(), threading.Event()
+
+    class Waiting(nn.Module):
+        def forward(self, x):
+            entered.set()
+            assert gone.wait(10)
+            return x
+
+    outer = nn.Sequential(nn.ReLU(), Waiting(), nn.Flatten()).eval()
+    tapes = []
+    other = threading.Thread(target=lambda: tapes.append(record(outer, torch.rand(1, 1, 2, 2))))
+    other.start()
+    assert entered.wait(10)
+    inner = record(tiny_net(nn.ReLU), torch.rand(1, 2, 8, 8))
+    gone.set()
+    other.join()
+    assert [step.name for step in tapes[0].steps] == ["0", "2"]
+    assert set(tapes[0].modules) == {"", "0", "1", "2"}
+    assert [step.name for step in inner.steps] == ["0", "2", "3", "4", "5", "7"]
+
+
+def test_a_tape_is_gone_with_its_last_reader():
+    gc.collect()
+    gc.disable()
+    try:
+        tape = record(tiny_net(nn.ReLU), torch.rand(1, 2, 8, 8))
+        assert tape.never_negative
+        seen = weakref.ref(tape), weakref.ref(tape.steps[1].output)
+        del tape
+        assert [found() for found in seen] == [None, None]
+    finally:
+        gc.enable()
 
 
 ZOO = ("resnet18", "squeezenet1_1", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0", "regnet_x_400mf")
