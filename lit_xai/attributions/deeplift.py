@@ -161,12 +161,10 @@ def rescale(
         ValueError: The network has a layer without a rule, or takes other steps for the baseline.
     """
     inputs, starts = entering(inputs), starts.detach()
-    with torch.no_grad():
-        other = record(model, starts)
     with torch.set_grad_enabled(keeping_graph()):
         tape = record(model, inputs)
         require_logits(tape.output, len(inputs))
-        twins = _twins(method, tape, other)
+        twins = _twins(method, model, tape, starts)
 
         def rule(step: Step, message: Tensor) -> tuple[Tensor, ...]:
             twin, layer = twins[id(step.output)], step.layer
@@ -213,18 +211,22 @@ def largest(pool: MaxPool, step: Step, twin: Step, message: Tensor) -> Tensor:
     return back
 
 
-def _twins(method: Attribution, tape: Tape, other: Tape) -> dict[int, Step]:
+@torch.no_grad()
+def _twins(method: Attribution, model: nn.Module, tape: Tape, starts: Starts) -> dict[int, Step]:
     """The step that did the same for the baseline, by the output of each step."""
-    pairs = list(zip(tape.steps, other.steps, strict=False))
-    if len(tape.steps) != len(other.steps) or not all(_same(step, twin) for step, twin in pairs):
-        raise no_meaning(method, "needs a network that takes the same steps for an image and its baseline")
-    return {id(step.output): twin for step, twin in pairs}
+    for some in (starts, starts.expand_as(tape.inputs)):
+        other = record(model, some)
+        pairs = list(zip(tape.steps, other.steps, strict=False))
+        if len(tape.steps) == len(other.steps) and all(_same(step, twin) for step, twin in pairs):
+            return {id(step.output): twin for step, twin in pairs}
+    raise no_meaning(method, "needs a network that takes the same steps for an image and its baseline")
 
 
 def _same(step: Step, twin: Step) -> bool:
     """Whether both are the same step, so that their values can be compared where a rule does so."""
     compared = isinstance(step.layer, Rectifier | MaxPool)
-    return step.name == twin.name and (not compared or step.output.shape[1:] == twin.output.shape[1:])
+    (rows, *shape), (many, *other) = step.output.shape, twin.output.shape
+    return step.name == twin.name and (not compared or (shape == other and many in (1, rows)))
 
 
 def _weights(logits: Logits, target: Labels, score: Scored, rival: Labels | None = None) -> Logits:

@@ -38,18 +38,19 @@ def activation_pattern_only(
         replay_pool: Whether max pools read where the maxima of the image lie; else where those of the second
             pass do.
         shuffled: The control: within each image the states of each ReLU change places, so that as many are
-        on,
-            but not the same; nothing is kept of the pools.
+            on, but not the same; nothing is kept of the pools.
 
     Raises:
         ValueError: The model has no ReLU, or computes what has no on/off states, such as GELU or attention;
-            the surrogate does not fit the images; the second pass takes another way through the model.
+            the surrogate is not finite or does not fit the images; the second pass takes another way through
+            the model.
 
     Source: Han, Kim and Kwak 2024, arXiv 2402.03348 (activation-pattern-only prediction).
     Deviates: the surrogates of the paper are not published; these, and the control, are ours.
     """
     check(model, inputs, inputs.new_zeros(len(inputs), dtype=torch.int64))
     seen = _seen(inputs, surrogate)
+    require(bool(seen.isfinite().all()), "`surrogate` must be finite, got NaN or infinity.")
     keys = randomness.keys(inputs, "activation pattern") if shuffled else None
     with torch.no_grad():
         steps = record(model, inputs).steps

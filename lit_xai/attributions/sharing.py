@@ -50,8 +50,7 @@ Head = Literal["gradient", "grad_cam", "sharing"]
 class SharingRatio(Attribution):
     """Relevance handed from place to place by sharing ratios (SRD): one number per place, for all channels.
 
-    R_i = sum_j mu_ij R_j
-    mu_ij = <c_ij, v_j> / |v_j|^2
+    R_i = sum_j mu_ij R_j,  mu_ij = <c_ij, v_j> / |v_j|^2
     c_ij = u_ij + b |u_ij| / sum_i' |u_i'j|
 
     The vector v_j is what enters a ReLU, its negative entries included; u_ij is what place i adds to it
@@ -127,9 +126,8 @@ class SharingRatio(Attribution):
                 return logit
             descent = _Descent(tape, self)
             descent([_start(tape, target)])
-            return (
-                torch.stack([top.flatten(1).sum(1) for top in descent.tops]).sum(0) if descent.tops else logit
-            )
+            tops = [top.flatten(1).sum(1) for top in descent.tops]
+            return torch.stack(tops).sum(0) if tops else logit
 
 
 def effective_receptive_field(
@@ -213,8 +211,7 @@ class _Descent:
         images = self.tape.inputs
         shares = images * self.tape.walk(seeds, self.rule)
         shares = shares if self.method.per_channel else shares.sum(1, keepdim=True)
-        beside = self.beside.get(id(images))
-        shares = shares if beside is None else shares + beside
+        shares = _add(self.beside.get(id(images)), shares)
         if self.method.contrast and not self.tops:
             shares = shares - shares.mean((1, 2, 3), keepdim=True)
         return shares

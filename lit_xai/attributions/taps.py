@@ -83,17 +83,15 @@ def tap_norms(
         places = source[:, :, where, there]
         some = _norms(layer, layer.raw[:, :, rows, columns], places)
         some = some.clamp_min(least(some)) if floor is None else some.maximum(floor[:, :, where, there])
-        before = max(0, -tops[0]), max(0, -lefts[0])
-        after = tops[-1] + size[0] - places.shape[2], lefts[-1] + size[1] - places.shape[3]
-        some = F.pad(some, (before[1], max(0, after[1]), before[0], max(0, after[0])))
-        for number, (top, left) in enumerate(itertools.product(tops, lefts)):
-            tap = (
-                rows.start + number // len(lefts) * rows.step,
-                columns.start + number % len(lefts) * columns.step,
-            )
-            norms[tap] = (
-                some[:, number].narrow(1, top + before[0], size[0]).narrow(2, left + before[1], size[1])
-            )
+        top, left = max(0, -min(tops.values())), max(0, -min(lefts.values()))
+        bottom = max(0, max(tops.values()) + size[0] - places.shape[2])
+        right = max(0, max(lefts.values()) + size[1] - places.shape[3])
+        some = F.pad(some, (left, right, top, bottom))
+        for number, ((row, first), (column, start)) in enumerate(
+            itertools.product(tops.items(), lefts.items())
+        ):
+            norm = some[:, number].narrow(1, top + first, size[0])
+            norms[row, column] = norm.narrow(2, left + start, size[1])
     return torch.stack([norm for _, norm in sorted(norms.items())], dim=1)
 
 
@@ -140,14 +138,16 @@ def winners(layer: MaxPool, source: Tensor) -> Iterator[Tensor]:
         yield ((index == at) & (across >= 0) & (across < width)).to(source.dtype)
 
 
-def _phases(kernel: int, stride: int, padding: int, dilation: int) -> list[tuple[slice, slice, list[int]]]:
-    """Along one side: taps, the places that they read, and which of these each reads for the first output."""
+def _phases(
+    kernel: int, stride: int, padding: int, dilation: int
+) -> list[tuple[slice, slice, dict[int, int]]]:
+    """Along one side: taps, the places that they read, and at which of these each of them starts."""
     apart = stride // math.gcd(stride, dilation)
     found = []
     for first in range(min(apart, kernel)):
-        starts = [tap * dilation - padding for tap in range(first, kernel, apart)]
-        places = slice(starts[0] % stride, None, stride)
-        found.append((slice(first, None, apart), places, [start // stride for start in starts]))
+        starts = {tap: (tap * dilation - padding) // stride for tap in range(first, kernel, apart)}
+        places = slice((first * dilation - padding) % stride, None, stride)
+        found.append((slice(first, None, apart), places, starts))
     return found
 
 
@@ -158,17 +158,27 @@ def _kernel(layer: Window) -> tuple[int, int]:
 def _norms(
     layer: Convolution, raw: Float[Tensor, "into each row column"], places: Tensor
 ) -> Float[Tensor, "batch tap rows columns"]:
-    """|W_t x| at all places, for some taps of a kernel."""
+    """|W_t x| at all places, for some taps of a kernel: in the way that is fastest for their number."""
     groups, (out, each) = layer.groups, raw.shape[:2]
+    images, channels, height, width = places.shape
+    count = height * width
+    if not count:  # no place has this remainder
+        return places.new_zeros(images, raw.shape[2:].numel(), height, width)
+    if images and each > 8 and images * count <= 32:  # weights cost more to copy than to multiply
+        # A lone place convolved with the kernel as it is laid out in memory: all taps, last to first.
+        alone = places.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        added = F.conv2d(alone, raw.detach(), padding=(raw.shape[2] - 1, raw.shape[3] - 1), groups=groups)
+        added = added if layer.factor is None else added * layer.factor.detach()[:, None, None]
+        norm: Tensor = torch.linalg.vector_norm(added, dim=1).flatten(1).flip(1)
+        return norm.reshape(images, height, width, -1).permute(0, 3, 1, 2)
     matrices = raw.detach().reshape(groups, out // groups, each, -1).permute(3, 0, 1, 2)
     matrices = matrices.clone(memory_format=torch.contiguous_format)
     if layer.factor is not None:
         matrices.mul_(layer.factor.detach().view(groups, -1, 1))
     if each <= 8:
         return _small(matrices, places)
-    images, _, rows, columns = places.shape
-    some_images = max(1, _ENTRIES // max(1, out * rows * columns))
-    some_taps = max(1, _ENTRIES // max(1, out * max(each, min(images, some_images) * rows * columns)))
+    some_images = max(1, _ENTRIES // max(1, out * count))
+    some_taps = max(1, _ENTRIES // max(1, out * max(each, min(images, some_images) * count)))
     return torch.cat(
         [
             torch.cat([_added(some, part) for some in torch.split(matrices, some_taps)], dim=1)
@@ -180,18 +190,12 @@ def _norms(
 def _added(matrices: Float[Tensor, "tap group out each"], places: Tensor) -> Tensor:
     """|W_t x| at all places, all at once."""
     count, groups, out, each = matrices.shape
-    matrix = matrices.transpose(0, 1).reshape(-1, each)
-    if groups == 1 and places[:, 0].numel() < 64:
-        added = F.linear(places.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
-    else:  # To one tap a dilation means nothing, but torch then has a faster kernel.
-        added = F.conv2d(places, matrix[:, :, None, None], dilation=2, groups=groups)
+    matrix = matrices.transpose(0, 1).reshape(-1, each, 1, 1)
+    # To one tap a dilation means nothing, but torch then has a faster kernel.
+    added = F.conv2d(places, matrix, dilation=2, groups=groups)
     added = added.reshape(len(places), groups, count, out, *places.shape[2:])
-    norm: Tensor = (
-        torch.linalg.vector_norm(added.squeeze(1), dim=2)
-        if groups == 1
-        else torch.linalg.vector_norm(added, dim=(1, 3))
-    )
-    return norm
+    norm: Tensor = torch.linalg.vector_norm(added, dim=3)
+    return norm[:, 0] if groups == 1 else torch.linalg.vector_norm(norm, dim=1)
 
 
 def _small(matrices: Float[Tensor, "tap group out each"], places: Tensor) -> Tensor:
@@ -201,5 +205,5 @@ def _small(matrices: Float[Tensor, "tap group out each"], places: Tensor) -> Ten
     matrix = ((matrices.mT @ matrices)[:, :, i, j] * (1 + (i != j))).flatten(1)
     parts = places.reshape(len(places), groups, each, *places.shape[2:])
     products = (parts[:, :, i] * parts[:, :, j]).flatten(3).flatten(1, 2)
-    square: Tensor = (matrix @ products).reshape(len(places), -1, *places.shape[2:])
+    square: Tensor = (matrix @ products).reshape(len(places), len(matrix), *places.shape[2:])
     return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()

@@ -15,7 +15,8 @@ from lit_xai.network.layers import (
     Unknown,
     folded,
 )
-from lit_xai.network.tape import Step, Tape, record
+from lit_xai.network.recording import record
+from lit_xai.network.tape import Step, Tape
 
 __all__ = [
     "Addition",

@@ -173,6 +173,20 @@ def test_one_flat_baseline_stands_for_all():
     torch.testing.assert_close(DeepLift(0.5)(net, inputs, target), many, rtol=1e-12, atol=1e-14)
 
 
+def test_a_network_with_several_rows_per_image_is_compared_row_by_row():
+    """There, one baseline for all has fewer rows than the images, and none of them stands for all."""
+    net = pooled(nn.MaxPool2d(3, 2)).double()
+
+    class Both(nn.Module):
+        def forward(self, x):
+            y = net(torch.cat([x, 1 - x]))
+            return y[: len(x)] + y[len(x) :]
+
+    inputs, target = torch.rand(3, 2, 12, 12, dtype=torch.float64), torch.arange(3)
+    own, other = (DeepLift(value)(net, x, target) for value, x in ((0.25, inputs), (0.75, 1 - inputs)))
+    torch.testing.assert_close(DeepLift(0.25)(Both().eval(), inputs, target), own + other)
+
+
 def test_shap_is_the_mean_over_its_baselines():
     net = pooled(nn.MaxPool2d(3, 2)).double()
     inputs, target = torch.rand(3, 2, 12, 12, dtype=torch.float64), torch.arange(3)

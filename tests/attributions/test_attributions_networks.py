@@ -24,7 +24,7 @@ NOT_FOR_TRANSFORMERS = {
 SIZE = 48
 # Some methods may be at a loss where a network is sure of itself.
 METHODS["Occlusion"] = Occlusion(window=SIZE // 2, stride=SIZE // 2)
-MAY_SEE_NOTHING = {"SteinGradient", "NegativeFlux"}
+MAY_SEE_NOTHING = {"SteinGradient", "NegativeFlux", "GradCam", "GuidedGradCam"}
 MAY_FIND_NO_BOUNDARY = {name for name in METHODS if name.startswith("Boundary")}
 
 
@@ -39,6 +39,7 @@ def network(name: str) -> nn.Module:
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.uniform_(-0.1, 0.1)
             part.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(part.weight, 0.5, 1.5)  # timm starts with zeros: branches that do nothing
     model.eval()
     head = [part for part in model.modules() if isinstance(part, nn.Linear)][-1:]
     with torch.no_grad():

@@ -86,6 +86,8 @@ def test_surrogate_images_are_one_for_each_or_one_for_all(images):
     assert torch.equal(activation_pattern_only(net, images), half)
     with pytest.raises(ValueError, match=r"`surrogate` must be one image for each, .* got \(3, 2, 8, 8\)"):
         activation_pattern_only(net, images, images[:3])
+    with pytest.raises(ValueError, match="`surrogate` must be finite"):
+        activation_pattern_only(net, images, float("nan"))
 
 
 def test_the_control_keeps_how_many_are_on(images):

@@ -219,17 +219,21 @@ def test_against_the_slow_twin(joint, apart, residual, images):
     ids=str,
 )
 @pytest.mark.parametrize("channels", [12, 24])
+@pytest.mark.parametrize("scaled", [False, True])
 @torch.no_grad()
-def test_tap_norms_and_the_way_back_are_those_of_unfolding(layer, channels):
+def test_tap_norms_and_the_way_back_are_those_of_unfolding(layer, channels, scaled):
     conv = nn.Conv2d(channels, 24, (3, 2), **layer).double()
+    factor = torch.rand(24, dtype=torch.float64) if scaled else None
     source = torch.randn(2, channels, 9, 11, dtype=torch.float64)
-    step = Convolution(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    before = conv.weight.clone()
+    step = Convolution(conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups, factor)
     size = conv(source).shape[2:]
     windows = F.unfold(source, (3, 2), conv.dilation, conv.padding, conv.stride)
     windows = windows.reshape(2, conv.groups, channels // conv.groups, 6, *size)
-    weight = conv.weight.reshape(conv.groups, -1, channels // conv.groups, 6)
+    weight = step.weight.reshape(conv.groups, -1, channels // conv.groups, 6)
     expected = torch.einsum("goit,ngithw->ngothw", weight, windows).flatten(1, 2).norm(dim=1)
     torch.testing.assert_close(taps.tap_norms(step, source, size), expected)
+    assert torch.equal(conv.weight, before)
     relevance = torch.randn(2, 1, *size, dtype=torch.float64)
     index = torch.arange(99, dtype=torch.float64).reshape(1, 1, 9, 11) + 1
     read = F.unfold(index, (3, 2), conv.dilation, conv.padding, conv.stride).long().reshape(1, -1)
@@ -465,6 +469,26 @@ def test_relevance_is_conserved_at_every_cut_of_real_networks(name):
             torch.testing.assert_close(held, logits, rtol=1e-10, atol=0)
     single = SharingRatio()(net.float(), inputs.float(), target)
     torch.testing.assert_close(single.sum((1, 2, 3)).double(), logits, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (5, 4)], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_images_smaller_than_a_kernel(size, method):
+    """The windows reach over both edges of the map: no place may be taken for one in another row."""
+    net = unsettle(
+        nn.Sequential(
+            nn.Conv2d(3, 12, 7, stride=2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 1, padding=1),
+            nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 9, 3, 2, 2, 2), nn.ReLU(), nn.Conv2d(9, 9, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(9, 4),
+        )
+    )  # fmt: skip
+    images, target = torch.rand(3, 3, *size, dtype=torch.float64), torch.tensor([0, 3, 1])
+    maps = method(net, images, target)
+    torch.testing.assert_close(
+        maps.sum((1, 2, 3)), net(images)[[0, 1, 2], target].detach(), rtol=1e-10, atol=0
+    )
+    assert method(net, images[:0], target[:0]).shape == (0, 3, *size)
 
 
 def test_nothing_is_nan_where_vectors_are_dead():

@@ -215,8 +215,8 @@ RIGHT = {
     "buffers that come and go": written,
     "pad": lambda net, x: net.pad(x.relu()).relu(),
     "copies": lambda net, x: x.relu().repeat(1, 1, 2, 1).flip(2).roll(1, 3),
-    "matmul": lambda net, x: (x.relu().transpose(1, 3) @ net.head.weight.T).sum(3, keepdim=True).transpose(1, 3)
-    * torch.ones(4, 1, 1),
+    "matmul": lambda net, x: (x.relu().transpose(1, 3) @ net.rows.weight.T).transpose(1, 3),
+    "sum": lambda net, x: x.relu().sum((2, 3), keepdim=True),
     "shape of what has changed": lambda net, x: x.flatten(2).relu_().view(len(x), *x.shape[1:]),
     "norm of rows": lambda net, x: net.norm(net.rows(x[:, :, :4, :4].flatten(2)[..., :4]))[..., None],
 }  # fmt: skip
