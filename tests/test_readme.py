@@ -85,10 +85,14 @@ def test_the_commands_are_found() -> None:
         assert f"lit-xai {verb}" in found
 
 
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = [text for text in fences("python") if not text.startswith("#")]
-    exec(compile(example, "README.md", "exec"), {})
-    assert "tensor" in capsys.readouterr().out
+def test_the_python_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for example in fences("python"):
+        if not example.startswith("#"):
+            exec(compile(example, "README.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert "tensor" in said
+    assert "conv1" in said
 
 
 def test_what_the_readme_points_to_exists() -> None:

@@ -28,7 +28,7 @@ class GradCam(Attribution):
     Args:
         layer: Name of a module with output (batch, channel, height, width), as in `model.named_modules()`:
             its last call, where there are several; by default the one that `chosen` names.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         relu: Whether negative evidence is set to 0.
 
     Raises:
@@ -112,7 +112,7 @@ class GuidedGradCam(Attribution):
 
     Args:
         layer: Name of the layer that Grad-CAM reads, see `GradCam`.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Raises:
         ValueError: As for `GradCam` and `GuidedBackprop`.

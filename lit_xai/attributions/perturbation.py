@@ -37,7 +37,7 @@ class Occlusion(Attribution):
         stride: Pixels from one window to the next, from 1 to `window`. Windows at the far edges are cut off.
         baseline: What is seen in the window: the pixel value of a flat image, in [0, 1], 0 being black; or a
             `Baseline`, of which one image is drawn per image explained.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Zeiler and Fergus 2013, arXiv 1311.2901 (occlusion sensitivity).
@@ -82,7 +82,7 @@ class FeatureAblation(Attribution):
             with fewer pixels per side has a segment for each.
         baseline: What is seen in place of a segment: the pixel value of a flat image, in [0, 1], 0 being
             black; or a `Baseline`, of which one image is drawn per image explained.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Robnik-Sikonja and Kononenko 2008, "Explaining classifications for individual instances"

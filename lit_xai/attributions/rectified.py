@@ -36,7 +36,7 @@ class GuidedBackprop(Attribution):
     v is what enters the ReLU, g the gradient at its output. For ReLU6, relu'(v) is 0 also where it saturates.
 
     Args:
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Raises:
         ValueError: The network has an activation other than ReLU and ReLU6, or another layer without a rule.
@@ -68,7 +68,7 @@ class Deconvolution(Attribution):
     logit, only max-pooling ties the map to the image.
 
     Args:
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Raises:
         ValueError: The network has an activation other than ReLU and ReLU6, or another layer without a rule.
@@ -116,7 +116,7 @@ class RectifiedGradient(Attribution):
             has the size of its input divided by the stride, rounded up.
         threshold: A number that takes the place of tau at every layer. With 0 and without `times_input`, this
             is `GuidedBackprop`.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
 
     Raises:
         ValueError: `percentile` lies outside of [0, 100]; the network has an activation other than ReLU and

@@ -91,7 +91,7 @@ class RSP(Attribution):
         if isinstance(step.layer, Unknown):
             raise no_rule(self, step)
         if isinstance(step.layer, Affine):
-            return (step.layer.transpose(message, step.source, step.layer.weight),)
+            return step.layer.pull(message, step.source)
         return step.layer.pull(message, *step.sources)
 
 

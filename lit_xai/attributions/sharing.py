@@ -111,9 +111,7 @@ class SharingRatio(Attribution):
         with torch.set_grad_enabled(keeping_graph()):
             tape = _recorded(model, inputs)
             relevance = _Descent(tape, self)([_start(tape, target)])
-            if not self.per_channel:
-                relevance = relevance / inputs.shape[1]
-            return relevance.expand_as(inputs).contiguous()
+            return (relevance * (relevance.shape[1] / inputs.shape[1])).expand_as(inputs).contiguous()
 
     def total(self, model: nn.Module, inputs: Images, target: Labels) -> Scores:
         """The logit; 0 with `contrast`; for Grad-CAM what its map adds up to."""
@@ -169,9 +167,8 @@ def effective_receptive_field(
             f"`location` must lie in rows 0..{rows - 1} and columns 0..{columns - 1} of {layer!r}, "
             f"got {tuple(location)}.",
         )
-        maker = next((step for step in tape.steps if step.output is value), None)
-        if maker is not None and isinstance(maker.layer, Rectifier):
-            value = maker.source
+        entered = {id(step.output): step.source for step in tape.steps if isinstance(step.layer, Rectifier)}
+        value = entered.get(id(value), value)
         chosen = torch.zeros_like(value[:, :1])
         chosen.reshape(len(value), rows, columns)[:, row, column] = 1
         return _Descent(tape, SharingRatio())([(value, _along(value, chosen))])[:, 0]
@@ -265,8 +262,7 @@ class _Descent:
                 beside = _add(beside, ((y - slope * x) * g).sum(1, keepdim=True))
             self.keep(x, beside)
             return slope * g
-        relevance = (y * g).sum(1, keepdim=True)
-        relevance = relevance if beside is None else relevance + beside
+        relevance = _add(beside, (y * g).sum(1, keepdim=True))
         if y.ndim == 4 and id(y) not in self.below:
             if self.method.head == "grad_cam":
                 slope = (layer.derivative(x) * g).mean((2, 3), keepdim=True)
@@ -305,10 +301,11 @@ class _Descent:
             value = self.laid_out(x)
             if value.ndim == 2:
                 return self.keep(x, beside)
-            norms = taps.place_norms(layer.weight, value)
             if self.method.per_channel and id(value) in self.pixels:
                 norms = (torch.linalg.vector_norm(layer.weight, dim=0) * x.abs()).view_as(value)
                 norms = norms.clamp_min(taps.least(norms))
+            else:
+                norms = taps.place_norms(layer.weight, value)
             self.keep(value, taps.shared(beside[:, :, None, None], norms, (1, 2, 3)))
         elif apart:
             self.keep(x, taps.divided(layer, x, beside, torch.eye(x.shape[1]).to(x)[:, None, :, None, None]))
@@ -320,10 +317,11 @@ class _Descent:
 
     def laid_out(self, x: Tensor) -> Tensor:
         """The map that a vector is, where channels, rows and columns were only written one after another."""
-        value, maker = x, self.makers.get(id(x))
-        while value.ndim < 4 and maker is not None and isinstance(maker.layer, Rearrangement):
+        value = x
+        while value.ndim < 4 and (maker := self.makers.get(id(value))):
+            if not isinstance(maker.layer, Rearrangement):
+                break
             value = maker.source
-            maker = self.makers.get(id(value))
         flat = value.flatten(1)
         return value if value.ndim == 4 and flat.shape == x.shape and torch.equal(flat, x) else x
 

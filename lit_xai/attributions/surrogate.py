@@ -39,7 +39,7 @@ class KernelShap(Attribution):
         samples: Coalitions per image, at least 1, besides the whole and the empty one.
         baseline: What is seen in place of a segment: the pixel value of a flat image, in [0, 1], 0 being
             black; or a `Baseline`, of which one image is drawn per image explained.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Lundberg and Lee 2017, arXiv 1705.07874, theorem 2; Covert and Lee 2021, arXiv 2012.01536
@@ -99,7 +99,7 @@ class Lime(Attribution):
         ridge: Penalty on large values, at least 0; 0 is plain least squares.
         baseline: What is seen in place of a segment: the pixel value of a flat image, in [0, 1], 0 being
             black; or a `Baseline`, of which one image is drawn per image explained.
-        score: What is explained: `Logit()` or "logit", `Margin()` or "margin".
+        score: What is explained: `Logit()`, `Margin()` or `Probability()`, or its name.
         chunk: Largest number of images in one pass of the model.
 
     Source: Ribeiro, Singh and Guestrin 2016, arXiv 1602.04938, section 3; neighbourhood and ridge regression

@@ -61,7 +61,9 @@ class Convolution(Layer):
         return F.conv2d(source, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        return (self.transpose(cotangent, sources[0], self.weight),)
+        if self.factor is not None:
+            cotangent = cotangent * self.factor[:, None, None]
+        return (self.transpose(cotangent, sources[0], self.raw),)
 
     def transpose(self, cotangent: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         """W^T g with the weights given, in the shape of `source`."""
@@ -94,7 +96,8 @@ class Linear(Layer):
         return F.linear(source, weight, bias)
 
     def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        return (self.transpose(cotangent, sources[0], self.weight),)
+        cotangent = cotangent if self.factor is None else cotangent * self.factor
+        return (self.transpose(cotangent, sources[0], self.raw),)
 
     def transpose(self, cotangent: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         """W^T g with the weights given."""

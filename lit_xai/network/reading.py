@@ -183,6 +183,7 @@ def _arithmetic(
     constant, source = (first, second) if turned else (second, first)
     if isinstance(constant, Tensor) and not _fits(constant, source):
         return None
+    constant = constant.to(source.dtype) if isinstance(constant, Tensor) else constant
     if kind == "add":
         return Scaling(1.0, constant)
     if kind == "sub":

@@ -479,8 +479,8 @@ def test_images_smaller_than_a_kernel(size, method):
         nn.Sequential(
             nn.Conv2d(3, 12, 7, stride=2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 1, padding=1),
             nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-            nn.Conv2d(12, 9, 3, 2, 2, 2), nn.ReLU(), nn.Conv2d(9, 9, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(9, 4),
+            nn.Conv2d(12, 9, 3, 2, 2, 2), nn.ReLU(), nn.Conv2d(9, 9, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 4),
         )
     )  # fmt: skip
     images, target = torch.rand(3, 3, *size, dtype=torch.float64), torch.tensor([0, 3, 1])
