@@ -202,7 +202,7 @@ def largest(pool: MaxPool, step: Step, twin: Step, message: Tensor) -> Tensor:
     shape = (pool.kernel, pool.stride, pool.padding, pool.dilation, pool.ceil)
     places, others = (F.max_pool2d(part.source, *shape, return_indices=True)[1] for part in (step, twin))
     chosen = torch.where(step.output >= twin.output, places, others)
-    run = (step.source - twin.source).flatten(2).gather(2, chosen.flatten(2)).view_as(message)
+    run = (step.source - twin.source).flatten(2).gather(2, chosen.flatten(2)).reshape_as(message)
     same = run.abs() < SAME
     share = torch.where(same, 1, (step.output - twin.output) / run.masked_fill(same, 1))
     back: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(

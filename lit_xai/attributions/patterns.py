@@ -107,10 +107,10 @@ def _pattern(step: Step, keys: Keys | None, stream: int, replay_pool: bool) -> P
     slope, full = layer.derivative(source), source >= layer.ceiling
     if keys is not None:
         order = randomness.uniform(keys, stream, source.shape[1:]).flatten(1).argsort(1)
-        slope, full = (state.flatten(1).gather(1, order).view_as(state) for state in (slope, full))
+        slope, full = (state.flatten(1).gather(1, order).reshape_as(state) for state in (slope, full))
     return lambda other: torch.where(full, layer.ceiling, slope * other)
 
 
 def _gather(layer: MaxPool, source: Tensor) -> Pattern:
     index = layer.maxima(source)
-    return lambda other: other.flatten(2).gather(2, index.flatten(2)).view_as(index)
+    return lambda other: other.flatten(2).gather(2, index.flatten(2)).reshape_as(index)

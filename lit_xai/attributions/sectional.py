@@ -126,8 +126,8 @@ def _by_weights(layer: Convolution, read: Tensor, given: Tensor) -> Tensor:
         r, x, weight, None, layer.stride, layer.padding, layer.dilation,
         False, (0, 0), layer.groups, (False, True, False),
     )  # fmt: skip
-    share = _shared(given, layer.apply(x, kernel).view_as(given))
-    return layer.transpose(share.view_as(r), x, kernel).view_as(read)
+    share = _shared(given, layer.apply(x, kernel).reshape_as(given))
+    return layer.transpose(share.reshape_as(r), x, kernel).reshape_as(read)
 
 
 def _by_places(layer: Convolution, read: Tensor, given: Tensor) -> Tensor:

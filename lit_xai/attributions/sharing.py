@@ -302,7 +302,7 @@ class _Descent:
             if value.ndim == 2:
                 return self.keep(x, beside)
             if self.method.per_channel and id(value) in self.pixels:
-                norms = (torch.linalg.vector_norm(layer.weight, dim=0) * x.abs()).view_as(value)
+                norms = (torch.linalg.vector_norm(layer.weight, dim=0) * x.abs()).reshape_as(value)
                 norms = norms.clamp_min(taps.least(norms))
             else:
                 norms = taps.place_norms(layer.weight, value)
@@ -333,7 +333,7 @@ def _add(one: Tensor | None, other: Tensor) -> Tensor:
 def _inner(vector: Tensor, g: Tensor) -> Tensor:
     """<vector, g> over the channels, place by place."""
     flat = g.flatten(2) if g.ndim > 2 else g[:, :, None]
-    return (vector.detach() @ flat).view_as(g[:, :1])
+    return (vector.detach() @ flat).reshape_as(g[:, :1])
 
 
 def _along(x: Tensor, relevance: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def back(layer: Window, shares: Shares, size: Size) -> Float[Tensor, "batch part
 def scatter(index: Int[Tensor, "batch channel rows columns"], entries: Tensor, source: Tensor) -> Tensor:
     """What lies at the output of a pool, at the maxima that it comes from: a tensor like the source."""
     blank = torch.zeros_like(source, memory_format=torch.contiguous_format).flatten(2)
-    return blank.scatter_add(2, index.flatten(2), entries.flatten(2)).view_as(source)
+    return blank.scatter_add(2, index.flatten(2), entries.flatten(2)).reshape_as(source)
 
 
 def winners(layer: MaxPool, source: Tensor) -> Iterator[Tensor]:

@@ -164,7 +164,7 @@ class MaxPool(Layer):
         (source,) = sources
         blank = torch.zeros_like(source, memory_format=torch.contiguous_format).flatten(2)
         back = blank.scatter_add(2, self.maxima(source).flatten(2), cotangent.flatten(2))
-        return (back.view_as(source),)
+        return (back.reshape_as(source),)
 
     def maxima(self, source: Tensor) -> Tensor:
         """Where the maxima lie, as row times width plus column of the source."""

@@ -13,6 +13,7 @@ from lit_xai.study.tables import CONTROL, PRIMARY, Column, Study, clear_winner, 
 
 FEW_RUNS = 10  # below this many runs, a correlation describes them and says nothing about others
 MISSING = 0.05  # share of images without a boundary point above which a flag goes up
+RESIDUAL = 0.1  # share of what a map should add up to above which a flag goes up
 EASIER = 0.02  # how far robust accuracy may lie above clean accuracy, measured on other images
 RHO = "\N{GREEK SMALL LETTER RHO}"
 SLACK = 1e-6  # of bounds, for rounding
@@ -243,6 +244,11 @@ def flags_of_maps(study: Study) -> Iterator[Flag]:
             MISSING,
             "of the images got no boundary point",
             "Scores are over the others. Give the search more steps.",
+        ),
+        "residual": (
+            RESIDUAL,
+            "is missing from what the maps should add up to, or too much",
+            "Take more steps.",
         ),
     }
     for key in study.log_keys():

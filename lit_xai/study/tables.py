@@ -36,6 +36,8 @@ LABELS = {
     "flag/zero": "All-zero maps",
     "flag/nonfinite": "Non-finite maps",
     "flag/missing": "Boundary not found",
+    "flag/residual": "Off what they should add up to",
+    "flag/accepted": "Accepted points of the sphere",
 }
 
 
@@ -77,7 +79,7 @@ class Column:
         """Whether it is a share that reads best in percent."""
         return (
             self.metric.endswith("accuracy")
-            or self.metric.startswith("flag/")
+            or (self.metric.startswith("flag/") and self.metric != "flag/accepted")
             or self.metric.endswith("/found")
         )
 

@@ -468,3 +468,19 @@ def test_pixels_that_are_normalised_first_are_those_of_a_network_that_reads_them
     mean, std = torch.tensor([0.5, 0.25]).view(2, 1, 1), torch.tensor([0.25, 0.5]).view(2, 1, 1)
     wrapped = Normalized(net, (0.5, 0.25), (0.25, 0.5)).double().eval()
     close(method(wrapped, inputs, target), method(net, (inputs - mean) / std, target))
+
+
+@pytest.mark.parametrize("method", [RAP(), RSP()], ids=repr)
+def test_the_layout_of_memory_does_not_matter(method):
+    """Max-pools hand relevance back in channels-last; many places take RSP's way through the weights."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 5, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
+    ).double().eval()  # fmt: skip
+    inputs, target = torch.rand(2, 3, 24, 20, dtype=torch.float64), torch.tensor([0, 3])
+    expected = method(net, inputs, target)
+    net.to(memory_format=torch.channels_last)
+    found = method(net, inputs.contiguous(memory_format=torch.channels_last), target)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -144,6 +144,21 @@ def test_batch_size_and_order_do_not_matter(row: Row, double_batch):
             agree(row.instance(net, inputs[part], target[part]), together[part])
 
 
+@every_row
+def test_the_layout_of_memory_does_not_matter(row: Row):
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4),
+    ).double().eval()  # fmt: skip
+    inputs = torch.rand(5, 2, 20, 16, dtype=torch.float64)
+    target = net(inputs).argmax(1)
+    with randomness.keyed(1, IDS):
+        expected = row.instance(net, inputs, target)
+        net.to(memory_format=torch.channels_last)
+        agree(row.instance(net, inputs.contiguous(memory_format=torch.channels_last), target), expected, 1e-7)
+
+
 @chunked_row
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_chunk_bounds_the_images_per_call_and_changes_nothing(row: Row, chunk, double_batch):
