@@ -4,6 +4,7 @@ A decision is shared out over the units that made it, and every layer keeps the 
 it is taken back from all units alike, so that one that hardly counts ends below zero.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -97,7 +98,7 @@ class RAP(Attribution):
                     influence = step.source.abs(), folded(step.layer).abs()
                     return (_shared_out(step.layer, relevance, influence),)
                 if id(step.source) in first:
-                    return (boxed(step.layer, step.source, relevance),)
+                    return (boxed(tape, step.layer, step.source, relevance),)
                 return (_centred(step.layer, step.source, relevance, id(step.source) in unsigned),)
 
             return tape.walk([(tape.output, seed)], rule)
@@ -130,12 +131,18 @@ def _centred(layer: Affine, source: Tensor, relevance: Tensor, unsigned: bool) -
     return balanced(_added(found), relevance)
 
 
-def boxed(layer: Affine, source: Tensor, relevance: Tensor) -> Tensor:
-    """The rule of the first layer: shares by what a weight makes of the way from one end of the range."""
-    ends = source.flatten(1).aminmax(dim=1)
-    low, high = (end.view(-1, *[1] * (source.ndim - 1)) for end in ends)
+def boxed(tape: Tape, layer: Affine, source: Tensor, relevance: Tensor) -> Tensor:
+    """The rule of the first layer: shares by what a weight makes of the way from one end of the range.
+
+    What is the same for all images, such as padding that is a layer of its own, has no way to go.
+    """
+    black, white = (tape.replay(source, torch.full_like(tape.inputs, pixel)) for pixel in (0.0, 1.0))
+    fixed, shape = black == white, (-1, *[1] * (source.ndim - 1))
+    low = source.masked_fill(fixed, math.inf).flatten(1).amin(1).view(shape)
+    high = source.masked_fill(fixed, -math.inf).flatten(1).amax(1).view(shape)
+    above, below = (way.masked_fill(fixed, 0) for way in (source - low, high - source))
     up, down = halves(folded(layer))
-    return _shared_out(layer, relevance, (source - low, up), (high - source, down))
+    return _shared_out(layer, relevance, (above, up), (below, down))
 
 
 def _shared_out(layer: Affine, relevance: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:

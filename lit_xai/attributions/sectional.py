@@ -55,7 +55,7 @@ class RSP(Attribution):
                 if not isinstance(step.layer, Convolution):
                     return handed_on(self, step, relevance)
                 if id(step.source) in first:
-                    return (boxed(step.layer, step.source, relevance),)
+                    return (boxed(trunk, step.layer, step.source, relevance),)
                 found = _found(step.layer, step.source, relevance, id(step.source) in unsigned)
                 wide = step.layer.raw.shape[2:] != (1, 1)
                 return (balanced(2 * found, relevance) if wide else found,)

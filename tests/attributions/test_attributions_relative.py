@@ -484,3 +484,18 @@ def test_the_layout_of_memory_does_not_matter(method):
     net.to(memory_format=torch.channels_last)
     found = method(net, inputs.contiguous(memory_format=torch.channels_last), target)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [RAP(), RSP()], ids=repr)
+def test_padding_that_is_a_layer_gets_no_relevance(method):
+    """As in networks that came from TensorFlow: what goes to the padding would be lost."""
+    own = nn.Conv2d(3, 6, 3, padding=1)
+    rest = [nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)]
+    bare = nn.Conv2d(3, 6, 3)
+    bare.load_state_dict(own.state_dict())
+    inside = Normalized(nn.Sequential(own, *rest), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).double().eval()
+    apart = Normalized(nn.Sequential(nn.ZeroPad2d(1), bare, *rest), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    inputs, target = torch.rand(2, 3, 8, 8), torch.tensor([0, 3])
+    maps = method(apart.double().eval(), inputs, target)
+    torch.testing.assert_close(maps, method(inside, inputs, target), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(maps.sum((1, 2, 3)), method.total(inside, inputs, target))
