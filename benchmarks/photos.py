@@ -165,9 +165,11 @@ def sheet(path: Path, maps: dict[str, Tensor], masks: Tensor, names: list[str], 
                 axis.set_title(names[column], fontsize=7)
             if problem := flaw(relevance, scale):
                 axis.text(112, 112, problem, ha="center", fontsize=6)
-    figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(path)
+    figure.suptitle(title, fontsize=9, y=0.997)
+    figure.tight_layout(pad=0.3, rect=(0, 0, 1, 0.98))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=72)
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def main() -> None:
