@@ -248,7 +248,7 @@ def _applied(function: type[torch.autograd.Function], source: Tensor, *constants
 def _keeps_size(layer: Convolution, source: Tensor) -> bool:
     """Whether the output has the size of the source divided by the stride, rounded up."""
     axes = zip(
-        source.shape[2:], layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation, strict=True
+        source.shape[2:], layer.raw.shape[2:], layer.stride, layer.padding, layer.dilation, strict=True
     )
     return all(
         -(-size // stride) == (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

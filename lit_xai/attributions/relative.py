@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_xai.attributions.base import Attribution, require_logits
+from lit_xai.attributions.base import Attribution, require_logits, require_one_of
 from lit_xai.attributions.refusal import no_rule
 from lit_xai.attributions.rules import divided
 from lit_xai.attributions.score import Logit
@@ -32,9 +32,10 @@ from lit_xai.network import (
     folded,
     record,
 )
-from lit_xai.types import Images, Labels, Scores, require
+from lit_xai.types import Images, Labels, Scores
 
 Size = Callable[[Tensor], Tensor]
+Sharing = Literal["absolute", "released"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,10 @@ class RAP(Attribution):
         one after the other, and doubles the relevance. `addition` is "absolute" unless asked for.
     """
 
-    addition: Literal["absolute", "released"] = "absolute"
+    addition: Sharing = "absolute"
 
     def __post_init__(self) -> None:
-        require(
-            self.addition in ("absolute", "released"),
-            f"`addition` must be 'absolute' or 'released', got {self.addition!r}.",
-        )
+        require_one_of(Sharing, addition=self.addition)
 
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         with torch.no_grad():

@@ -245,8 +245,8 @@ class _Descent:
             case MaxPool() as layer:
                 index = layer.maxima(x)
                 if beside is not None:
-                    self.keep(x, taps.scatter(index, _entries(beside, y), x).sum(1, keepdim=True))
-                return (taps.scatter(index, g, x),)
+                    self.keep(x, layer.scatter(index, _entries(beside, y), x).sum(1, keepdim=True))
+                return (layer.scatter(index, g, x),)
             case Rearrangement() as layer:
                 if beside is not None:
                     (entries,) = layer.pull(_entries(beside, y), x)

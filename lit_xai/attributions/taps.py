@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -119,12 +119,6 @@ def back(layer: Window, shares: Shares, size: Size) -> Float[Tensor, "batch part
     found = F.fold(shares.flatten(3).flatten(1, 2), reach, kernel, layer.dilation, stride=layer.stride)
     top, left = layer.padding
     return F.pad(found, (-left, left + size[1] - reach[1], -top, top + size[0] - reach[0]))
-
-
-def scatter(index: Int[Tensor, "batch channel rows columns"], entries: Tensor, source: Tensor) -> Tensor:
-    """What lies at the output of a pool, at the maxima that it comes from: a tensor like the source."""
-    blank = torch.zeros_like(source, memory_format=torch.contiguous_format).flatten(2)
-    return blank.scatter_add(2, index.flatten(2), entries.flatten(2)).reshape_as(source)
 
 
 def winners(layer: MaxPool, source: Tensor) -> Iterator[Tensor]:

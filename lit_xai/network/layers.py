@@ -161,10 +161,13 @@ class MaxPool(Layer):
         return F.max_pool2d(sources[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil)
 
     def pull(self, cotangent: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        (source,) = sources
+        return (self.scatter(self.maxima(sources[0]), cotangent, sources[0]),)
+
+    @staticmethod
+    def scatter(maxima: Tensor, entries: Tensor, source: Tensor) -> Tensor:
+        """What lies at the output, at the maxima that it comes from: a tensor like the source."""
         blank = torch.zeros_like(source, memory_format=torch.contiguous_format).flatten(2)
-        back = blank.scatter_add(2, self.maxima(source).flatten(2), cotangent.flatten(2))
-        return (back.reshape_as(source),)
+        return blank.scatter_add(2, maxima.flatten(2), entries.flatten(2)).reshape_as(source)
 
     def maxima(self, source: Tensor) -> Tensor:
         """Where the maxima lie, as row times width plus column of the source."""
