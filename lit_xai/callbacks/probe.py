@@ -79,6 +79,7 @@ class Probe(L.Callback, abc.ABC):
         self.every_n_epochs, self.seed, self.target = every_n_epochs, seed, target
         self.pictures = pictures
         self.values: dict[str, float] = {}
+        self.fresh = False  # whether `values` are of the validation that has just ended
         self._looked = False
         self._share: Share | None = None
 
@@ -123,7 +124,8 @@ class Probe(L.Callback, abc.ABC):
         if trainer.sanity_checking or not (self.attributions or self._pairs()):
             return
         seconds = 0.0
-        if self._due(trainer) or not self._looked:
+        self.fresh = self._due(trainer) or not self._looked
+        if self.fresh:
             start = time.perf_counter()
             table, pictures = self._look(trainer, pl_module)
             self.values = self._averages(table)

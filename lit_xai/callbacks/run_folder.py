@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_xai.callbacks.guard import Follower
 from lit_xai.callbacks.probe import Probe, fitting
 from lit_xai.provenance import now, provenance
 
@@ -81,6 +82,7 @@ class RunFolder(L.Callback):
             "epochs": trainer.max_epochs,
             "seconds": round(time.time() - self._start, 3),
             "error": error,
+            "notes": [one.note for one in trainer.callbacks if isinstance(one, Follower) and one.note],  # type: ignore[attr-defined]
         }
         self._write("status.json", status)
 

@@ -6,7 +6,14 @@ from lit_xai.metrics.complexity import Gini
 from lit_xai.metrics.controls import EdgeMap, RandomMap
 from lit_xai.metrics.faithfulness import Blur, Constant, ImageMean, Perturbation, Removal
 from lit_xai.metrics.flags import Accepted, Flags, Missing, Residual
-from lit_xai.metrics.robustness import BoundaryDistance, CleanAccuracy, RobustAccuracy
+from lit_xai.metrics.robustness import (
+    BoundaryDistance,
+    CleanAccuracy,
+    GradientAlignment,
+    GradientMasking,
+    RobustAccuracy,
+    RobustnessCurve,
+)
 
 __all__ = [
     "AbsoluteSum",
@@ -19,6 +26,8 @@ __all__ = [
     "EdgeMap",
     "Flags",
     "Gini",
+    "GradientAlignment",
+    "GradientMasking",
     "ImageMean",
     "Metric",
     "Missing",
@@ -29,5 +38,6 @@ __all__ = [
     "Removal",
     "Residual",
     "RobustAccuracy",
+    "RobustnessCurve",
     "SignedSum",
 ]

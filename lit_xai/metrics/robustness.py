@@ -1,15 +1,21 @@
 """Robustness: how far the model's decision is from another one, and whether an attack gets there."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from lit_xai.attacks.base import Attack, Boundary, Search
+from lit_xai.attacks.losses import CE, LogitMargin
+from lit_xai.attacks.norms import Linf, Norm
 from lit_xai.attributions.score import Margin
+from lit_xai.memory import once
 from lit_xai.metrics.base import Metric, Quantity
-from lit_xai.types import Flags, Images, Labels, Scores
+from lit_xai.randomness import keys
+from lit_xai.types import Epsilon, Flags, Images, Labels, Scores, require, require_at_least, require_positive
 
 
 def correct(model: nn.Module, inputs: Images, target: Labels) -> Flags:
@@ -53,6 +59,12 @@ def crossed(boundary: Boundary) -> Flags:
     return boundary.found & (boundary.distance > 0)
 
 
+def neighbours(attack: Attack, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    """What an attack answers; attacked once for all metrics that ask for the same."""
+    question = ("neighbours", repr(attack))  # a search is asked for its boundary under its own name
+    return once(question, model, inputs, target, partial(attack, model, inputs, target)).detach()
+
+
 class CleanAccuracy(Metric):
     """Share of images that the model classifies right, as they are.
 
@@ -83,7 +95,7 @@ class RobustAccuracy(Metric):
         self.attack = attack
 
     def score(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scores]:
-        attacked = self.attack(model, inputs, target)
+        attacked = neighbours(self.attack, model, inputs, target)
         right = correct(model, inputs, target) & correct(model, attacked, target)
         return {"accuracy": right.to(inputs.dtype)}
 
@@ -119,3 +131,106 @@ class BoundaryDistance(Metric):
         found = boundary.found.to(inputs.dtype)
         distance = boundary.distance.where(boundary.found, math.inf)
         return {"distance": distance, "found": found, "opt": optimal, "over": beyond}
+
+
+class RobustnessCurve(Metric):
+    """Share of images that stay right within each of several l2 distances, from one closest-boundary search.
+
+    a(epsilon) = share of images with distance > epsilon
+
+    A search bounds the distance from above, and so the accuracy: it never rises with epsilon, and a better
+    search can only lower it. Quantities are called `at_<epsilon>`; at 0 stands the clean accuracy.
+
+    Args:
+        search: Finds the closest boundary point; shared with other metrics and maps that use the same.
+        epsilons: Distances in pixel units, at least 0, told apart by four digits.
+
+    Raises:
+        ValueError: There is no distance, one is below 0, or two have the same name.
+
+    Source: Croce and Hein 2020, arXiv 1907.02044, section 1 (minimum-norm attacks give all thresholds).
+    """
+
+    def __init__(self, search: Search, epsilons: Sequence[Epsilon] = (0.25, 0.5, 1.0, 2.0)) -> None:
+        super().__init__()
+        self.search, self.epsilons = search, tuple(float(epsilon) for epsilon in epsilons)
+        names = [f"at_{epsilon:.4g}" for epsilon in self.epsilons]
+        for epsilon in self.epsilons:
+            require_at_least(0, epsilons=epsilon)
+        require(len(names) > 0, "`epsilons` must hold at least one distance, got none.")
+        require(
+            len(set(names)) == len(names),
+            f"`epsilons` must differ in their first four digits, got {self.epsilons}.",
+        )
+        self.quantities = {name: Quantity("higher", (0.0, 1.0)) for name in names}  # type: ignore[misc]
+
+    def score(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scores]:
+        boundary = self.search.search(model, inputs, target)
+        distance = boundary.distance.where(boundary.found, math.inf)
+        columns = zip(self.quantities, self.epsilons, strict=True)
+        return {name: (distance > epsilon).to(inputs.dtype) for name, epsilon in columns}
+
+
+class GradientMasking(Metric):
+    """Signs that gradients do not lead attacks to where the model fails.
+
+    `cosine` = cos(delta_1, delta_K) of the perturbations of a one-step attack and of one of many steps: it
+    drops towards 0 in catastrophic overfitting. `zero` is the share of images at which the margin has an
+    input gradient of exactly zero: there, attacks by gradient are blind, and robust accuracy means nothing.
+
+    Args:
+        attack: Takes many steps; shared with a `RobustAccuracy` of the same.
+        one_step: Takes one.
+
+    Source: Andriushchenko and Flammarion 2020, arXiv 2007.02617 (cosine); Athalye, Carlini and
+    Wagner 2018, arXiv 1802.00420, section 3 (gradients that vanish).
+    """
+
+    quantities: ClassVar = {"cosine": Quantity("higher", (-1.0, 1.0)), "zero": Quantity("lower", (0.0, 1.0))}
+
+    def __init__(self, attack: Attack, one_step: Attack) -> None:
+        super().__init__()
+        self.attack, self.one_step = attack, one_step
+
+    def score(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scores]:
+        many, one = (neighbours(attack, model, inputs, target) for attack in (self.attack, self.one_step))
+        slope = LogitMargin().climb(model, inputs, target)[1].flatten(1)
+        return {"cosine": _cosine(one - inputs, many - inputs), "zero": (slope == 0).all(1).to(inputs.dtype)}
+
+
+class GradientAlignment(Metric):
+    """Local linearity: cosine of the input gradients at an image and at a random point of the ball around it.
+
+    cos(grad h(x), grad h(x + eta)),    h = log sum_{j != y} exp f_j - f_y,    eta random, |eta| <= epsilon
+
+    1 for a model that is linear there. It drops from one epoch to the next where one-step training
+    overfits catastrophically. NaN, left out, where a gradient is exactly zero.
+
+    Args:
+        epsilon: Radius of the ball in pixel units, above 0.
+        norm: The ball, and how its points are drawn.
+
+    Source: Andriushchenko and Flammarion 2020, arXiv 2007.02617 (GradAlign, what it raises).
+    Deviates: h, the loss `CE`, has the direction of the cross entropy's gradient, and does not round to zero.
+    The random point may leave the box of pixels, as in the source.
+    """
+
+    quantities: ClassVar = {"": Quantity("higher", (-1.0, 1.0))}
+
+    def __init__(self, epsilon: Epsilon, norm: Norm | None = None) -> None:
+        super().__init__()
+        require_positive(epsilon=epsilon)
+        self.epsilon, self.norm = epsilon, Linf() if norm is None else norm
+
+    def score(self, model: nn.Module, inputs: Images, target: Labels) -> Scores:
+        shape = inputs.shape[1:]
+        eta = self.norm.start(keys(inputs, "alignment"), 0, shape, self.epsilon, inputs.dtype)
+        here, there = (CE().climb(model, points, target)[1] for points in (inputs, inputs + eta))
+        return _cosine(here, there)
+
+
+def _cosine(a: Images, b: Images) -> Scores:
+    """Cosine of two perturbations per image, in double precision; NaN where one is zero."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    known = a.any(1) & b.any(1)
+    return torch.cosine_similarity(a, b, dim=1, eps=0.0).where(known, math.nan)

@@ -16,7 +16,7 @@ from lit_xai.attributions import (
     Saliency,
     SmoothGrad,
 )
-from lit_xai.callbacks import BortResidual, Explain, Robustness
+from lit_xai.callbacks import BortResidual, CatastrophicOverfitting, EarlyStop, Explain, Robustness
 from lit_xai.classifier import Classifier
 from lit_xai.metrics import BoundaryDistance, Closeness, Flags, Gini, Perturbation, RandomMap, RobustAccuracy
 from lit_xai.observe import _full_precision, explain, observing
@@ -55,7 +55,8 @@ def observers() -> list[L.Callback]:
         "boundary": BoundaryDistance(SEARCH),
     }
     robustness = Robustness({"pgd": RobustAccuracy(L2PGD(epsilon=0.5, steps=2))}, samples=6)
-    return [Explain(attributions, metrics, samples=6, batch_size=4), robustness, BortResidual()]
+    guards = [CatastrophicOverfitting(monitor="robust/pgd/accuracy"), EarlyStop(9, monitor="val/accuracy")]
+    return [Explain(attributions, metrics, samples=6, batch_size=4), robustness, BortResidual(), *guards]
 
 
 def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[Classifier, L.Trainer]:

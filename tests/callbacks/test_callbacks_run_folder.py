@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
+from lit_xai.callbacks import EarlyStop
 from lit_xai.callbacks.run_folder import CsvLog, RunFolder
 from lit_xai.provenance import provenance
 
@@ -46,6 +47,12 @@ def test_status_tells_how_a_run_ended(tmp_path: Path) -> None:
     assert (status()["state"], status()["epoch"]) == ("running", 2)
     folder.on_train_epoch_end(trainer, module)
     assert (status()["epoch"], status()["epochs"]) == (3, 6)
+    assert status()["notes"] == []
+    stopped = EarlyStop(patience=2)
+    stopped.note = "stopped at epoch 3"
+    trainer.callbacks.append(stopped)
+    folder.on_train_epoch_end(trainer, module)
+    assert status()["notes"] == ["stopped at epoch 3"]
     folder.on_exception(trainer, module, KeyboardInterrupt())
     assert status()["state"] == "interrupted"
     folder.on_exception(trainer, module, RuntimeError("out of memory"))
