@@ -2,10 +2,10 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from lit_xai.study.record import Curve, Record
+from lit_xai.study.record import Record
 from lit_xai.study.tables import CONTROL, Cell, Column, Study, arrow, words
 
 Figure: TypeAlias = Any  # plotly.graph_objects.Figure: plotly is imported when a figure is made
@@ -58,11 +58,10 @@ def blank(x: str, y: str) -> Figure:
     )
 
 
-def over_seeds(curves: Iterable[Curve]) -> dict[int, Cell]:
-    """Values over seeds, by epoch."""
-    curves = list(curves)
-    epochs = sorted({epoch for curve in curves for epoch in curve})
-    return {epoch: Cell(tuple(c[epoch] for c in curves if epoch in c)) for epoch in epochs}
+def over_seeds(curves: Sequence[Mapping[Position, float]]) -> dict[Position, Cell]:
+    """Values over seeds, by position."""
+    positions = sorted({position for curve in curves for position in curve})
+    return {x: Cell(tuple(curve[x] for curve in curves if x in curve)) for x in positions}
 
 
 def add_spread(
@@ -70,7 +69,7 @@ def add_spread(
     name: str,
     hue: str,
     mark: str,
-    curves: Mapping[str, Mapping[Position, float]],
+    curves: Sequence[Mapping[Position, float]],
     column: Column,
     dash: str = "solid",
     points: bool = True,
@@ -82,16 +81,14 @@ def add_spread(
         name: Of the group in the legend; a click there toggles all of it.
         hue: Colour.
         mark: Marker symbol.
-        curves: Value by position, by name of the run.
+        curves: Value by position, of each run.
         column: Writes the values.
         dash: Style of the line.
         points: Whether each run's values are drawn as points.
     """
     import plotly.graph_objects as go
 
-    positions = sorted({position for curve in curves.values() for position in curve})
-    cells = {x: Cell(tuple(curve[x] for curve in curves.values() if x in curve)) for x in positions}
-    cells = {x: cell for x, cell in cells.items() if cell.finite}
+    cells = {x: cell for x, cell in over_seeds(curves).items() if cell.finite}
     if not cells:
         return
     group = {"legendgroup": name, "name": name}
@@ -113,7 +110,7 @@ def add_spread(
             )
         )
     if points and len(curves) > 1:
-        pairs = [(x, curve[x]) for curve in curves.values() for x in curve if math.isfinite(curve[x])]
+        pairs = [(x, curve[x]) for curve in curves for x in curve if math.isfinite(curve[x])]
         figure.add_trace(
             go.Scatter(
                 x=[x for x, _ in pairs],
@@ -149,12 +146,14 @@ def curves(study: Study, column: Column) -> Figure:
     """A column over epochs: mean, spread and seeds of each regime; its control dotted, where it has one."""
     figure = blank("epoch", f"{column.label} {arrow(column.fact(study.used).better)}".strip())
     for regime in study.regimes:
-        own = {record.name: column.curve(record) for record in study.of(regime)}
+        own = [column.curve(record) for record in study.of(regime)]
         style = (colour(study, regime), symbol(study, regime))
         add_spread(figure, words(regime), *style, own, column)
         control = column.control
         if column.attribution and not column.lead and any(control.curve(r) for r in study.of(regime)):
             add_control(figure, words(regime), style[0], control, study.of(regime))
+        if column.key.startswith(("robust/", "val/")):
+            add_chosen(figure, words(regime), style[0], column, study.of(regime))
     if column.percent:
         figure.update_yaxes(tickformat=".0%")
     if column.lead:
@@ -166,7 +165,7 @@ def add_control(figure: Figure, regime: str, hue: str, control: Column, records:
     """Add the control's mean as a thin dotted line that comes and goes with its regime."""
     import plotly.graph_objects as go
 
-    cells = over_seeds(control.curve(record) for record in records)
+    cells = over_seeds([control.curve(record) for record in records])
     cells = {epoch: cell for epoch, cell in cells.items() if cell.finite}
     figure.add_trace(
         go.Scatter(
@@ -179,6 +178,28 @@ def add_control(figure: Figure, regime: str, hue: str, control: Column, records:
             showlegend=False,
             customdata=[[hover(cell, control)] for cell in cells.values()],
             hovertemplate="%{customdata[0]}",
+        )
+    )
+
+
+def add_chosen(figure: Figure, regime: str, hue: str, column: Column, records: Sequence[Record]) -> None:
+    """Add a ring at the epoch of each run's best checkpoint."""
+    import plotly.graph_objects as go
+
+    values = [(record.best, column.at(record, "best")) for record in records]
+    found = [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
+    if not found:
+        return
+    figure.add_trace(
+        go.Scatter(
+            x=[epoch for epoch, _ in found],
+            y=[value for _, value in found],
+            mode="markers",
+            marker={"size": 13, "color": hue, "symbol": "circle-open", "line": {"width": 2}},
+            name=f"{regime}, best checkpoint",
+            legendgroup=regime,
+            showlegend=False,
+            hoverinfo="skip",
         )
     )
 
@@ -259,7 +280,7 @@ def residuals(study: Study) -> dict[str, Figure]:
     for regime in study.regimes:
         figure = blank("epoch", "residual ↓")
         for index, column in enumerate(layers):
-            own = {record.name: column.curve(record) for record in study.of(regime)}
+            own = [column.curve(record) for record in study.of(regime)]
             hue = blend(colour(study, regime), (index + 1) / len(layers))
             name = column.key.removeprefix("bort/").removesuffix("/residual")
             add_spread(figure, name, hue, SYMBOLS[index % len(SYMBOLS)], own, column)
@@ -288,7 +309,7 @@ def certified(study: Study) -> Figure | None:
     figure = blank("radius, l2, in pixel units", "Certified accuracy ↑")
     grid = [max(radii) * step / (RADII - 1) for step in range(RADII)]
     for regime in study.regimes:
-        own = {r.name: certified_curve(r, grid) for r in study.of(regime) if r.certificates}
+        own = [certified_curve(record, grid) for record in study.of(regime) if record.certificates]
         style = (colour(study, regime), symbol(study, regime))
         add_spread(figure, words(regime), *style, own, Column("certified/accuracy"), points=False)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")

@@ -1,60 +1,21 @@
-"""What the numbers allow to be said: rank correlation over runs, flags, and sentences that claim no more."""
+"""What the numbers allow to be said: flags, and sentences that claim no more."""
 
 import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float
-
-from lit_xai.study.record import Record, flat, in_order
+from lit_xai.study.assessment import Assessment
+from lit_xai.study.record import ENDED, Record, flat, in_order
+from lit_xai.study.relation import relate, relation_sentence
 from lit_xai.study.tables import CONTROL, PRIMARY, Column, Study, clear_winner, words
 
-FEW_RUNS = 10  # below this many runs, a correlation describes them and says nothing about others
 MISSING = 0.05  # share of images without a boundary point above which a flag goes up
 RESIDUAL = 0.1  # share of what a map should add up to above which a flag goes up
+MASKED = 0.01  # share of images without input gradient above which a flag goes up
 EASIER = 0.02  # how far robust accuracy may lie above clean accuracy, measured on other images
-RHO = "\N{GREEK SMALL LETTER RHO}"
+COLLAPSE = "guard/collapse"  # logged by the guard against catastrophic overfitting
 SLACK = 1e-6  # of bounds, for rounding
-DRAWS = 2000
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Relation:
-    """Rank correlation of an explanation's quality with robustness, over runs.
-
-    Args:
-        rho: Spearman's coefficient; positive where the better explanations belong to the more robust runs.
-        low: Lower end of the 95 % bootstrap interval; NaN where no regime has two seeds.
-        high: Upper end.
-        n: Number of runs.
-    """
-
-    rho: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def descriptive(self) -> bool:
-        """Whether the runs are too few to say anything beyond them."""
-        return self.n < FEW_RUNS
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
-    def show(self) -> str:
-        """Coefficient, interval, number of runs, and the caveat where there is one."""
-        if math.isnan(self.rho):
-            return f"No rank correlation: {self.n} runs with both numbers, or no variation."
-        interval = f", 95 % interval {self.low:+.2f} to {self.high:+.2f}" if self.low == self.low else ""
-        few = f"fewer than {FEW_RUNS} runs{', and an interval from so few is too narrow' if interval else ''}"
-        caveat = f" Descriptive only: {few}." if self.descriptive else ""
-        return f"Spearman {RHO} = {self.rho:+.2f} over {self.n} runs{interval}.{caveat}"
 
 
 @dataclass(frozen=True)
@@ -82,74 +43,52 @@ class Flag:
         )
 
 
-def spearman(x: Float[np.ndarray, "*draws run"], y: Float[np.ndarray, "*draws run"]) -> np.ndarray:
-    """Spearman's rank correlation along the last axis, ties at their mean rank; NaN without variation.
-
-    Source: Spearman, 1904, The proof and measurement of association between two things.
-    """
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
-    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    result: np.ndarray = np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
-    return result
-
-
-def ranks(values: Float[np.ndarray, "*draws run"]) -> np.ndarray:
-    """Ranks along the last axis, ties at their mean."""
-    below = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    result: np.ndarray = below + (equal + 1) / 2
-    return result
-
-
-def relate(study: Study, quality: Column, robustness: Column) -> Relation:
-    """Correlate quality with robustness over the last epochs of all runs.
-
-    Epochs are no units here: both quantities drift while a run trains, whatever they have to do with each
-    other. The interval is a percentile bootstrap that draws runs with replacement inside each regime.
-
-    Args:
-        study: The runs.
-        quality: What the explanation scores.
-        robustness: What the model scores.
-
-    Source: Efron, 1979, Bootstrap methods: another look at the jackknife; drawn within strata.
-    """
-    groups: list[list[tuple[float, float]]] = []
-    for regime in study.regimes:
-        pairs = [(robustness.at(record), quality.at(record)) for record in study.of(regime)]
-        groups.append([(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(x + y)])
-    groups = [group for group in groups if group]
-    points = np.array([point for group in groups for point in group]).reshape(-1, 2)
-    sign = -1.0 if quality.fact(study.used).better == "lower" else 1.0
-    if len(points) < 3:
-        return Relation(math.nan, math.nan, math.nan, len(points))
-    rho = sign * float(spearman(points[:, 0], points[:, 1]))
-    if max(map(len, groups)) < 2 or math.isnan(rho):
-        return Relation(rho, math.nan, math.nan, len(points))
-    generator = np.random.default_rng(0)
-    starts = np.cumsum([0, *map(len, groups)])
-    drawn = np.concatenate(
-        [
-            start + generator.integers(len(group), size=(DRAWS, len(group)))
-            for start, group in zip(starts, groups, strict=False)
-        ],
-        axis=1,
-    )
-    rhos = sign * spearman(points[drawn, 0], points[drawn, 1])
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(rhos, [tail, 1 - tail])
-    return Relation(rho, float(low), float(high), len(points))
-
-
 def flags(study: Study) -> list[Flag]:
     """All that speaks against taking the study's numbers at face value."""
-    return [*flags_of_runs(study), *flags_of_numbers(study), *flags_of_maps(study)]
+    found = (flags_of_robustness, flags_of_runs, flags_of_numbers, flags_of_maps)
+    return [flag for look in found for flag in look(study)]
+
+
+def flags_of_robustness(study: Study) -> Iterator[Flag]:
+    """Evaluations that did not pass their own checks, and training that lost its robustness."""
+    for record in study.records:
+        for one in record.evaluations:
+            if one.doubts:
+                how = "is suspicious" if one.suspicious else "did not pass all its checks"
+                yield Flag(
+                    f"{record.name}: the evaluation {one.name} {how} ({'; '.join(one.doubts)})",
+                    "The model may be weaker than its number. Find out before reporting it: see its checks.",
+                    (record.regime,),
+                    f"attack/{one.name}/",
+                )
+    for key in (key for key in study.log_keys() if key.startswith("robust/") and key.endswith("/zero")):
+        ends = [(record, Column(key).at(record) or 0.0) for record in study.used]
+        blind = [record for record, share in ends if share > MASKED]
+        if blind:
+            most = max(share for _, share in ends)
+            yield Flag(
+                f"`{key}`: up to {100 * most:.1f} % of the images have no input gradient in {listed(blind)}",
+                "Attacks that follow gradients are blind there: believe no accuracy that rests on them.",
+                regimes_of(blind),
+                "robust/",
+            )
+    for record in study.used:
+        collapsed = [epoch for epoch, value in record.curves.get(COLLAPSE, {}).items() if value > 0]
+        if collapsed:
+            otherwise = f"robustness collapsed at epoch {min(collapsed)}"
+            said = next((note for note in record.notes if "collapsed" in note), otherwise)
+            yield Flag(
+                f"{record.name}: {said}",
+                "Catastrophic overfitting: the network hides from attacks of one step. Take the checkpoint "
+                "of an earlier epoch, or train with more attack steps.",
+                (record.regime,),
+                "robust/",
+            )
 
 
 def flags_of_runs(study: Study) -> Iterator[Flag]:
     """Runs that failed, regimes without spread, seeds that are not alike."""
-    if study.used and all(record.state != "finished" for record in study.used):
+    if study.used and all(record.state not in ENDED for record in study.used):
         yield Flag("No run has finished", "All numbers here are of unfinished runs. Let them finish.")
     for regime in study.regimes:
         planned = [record for record in study.records if record.regime == regime]
@@ -276,16 +215,20 @@ def sentences(study: Study) -> list[str]:
     out = []
     robustness = study.robustness()
     if count == 1:
-        shown = [(column, study.cell(column, regimes[0])) for column in study.headline()]
+        columns = [column for column in study.headline() if not column.final]
+        shown = [(column, study.cell(column, regimes[0])) for column in columns]
         parts = [
             f"{column.label[:1].lower()}{column.label[1:]} {cell.show(column)}"
             for column, cell in shown[:3]
             if cell.finite
         ]
-        out.append(
-            f"At epoch {study.used[0].last}: {', '.join(parts)}." if parts else "The run has no accuracy."
-        )
-        return out
+        if parts:
+            out.append(f"At epoch {study.used[0].last}: {', '.join(parts)}.")
+        out += [final_sentence(one) for one in study.used[0].evaluations if one.robust is not None]
+        return out or ["The run has no accuracy."]
+    for final in study.finals():
+        if sum(bool(study.cell(final, regime).finite) for regime in regimes) > 1:
+            out.append(robust_sentence(study, final, regimes))
     if robustness and len(regimes) > 1:
         out.append(robust_sentence(study, robustness, regimes))
     for metric in PRIMARY[:1]:
@@ -309,22 +252,21 @@ def robust_sentence(study: Study, robustness: Column, regimes: list[str]) -> str
         else "not clearly apart from"
     )
     shown = {regime: cells[regime].show(robustness) for regime in (first, second)}
+    what = robustness.label[:1].lower() + robustness.label[1:] if robustness.final else "robust accuracy"
+    compared = [one for regime in order for record in study.of(regime) for one in record.evaluations]
+    doubtful = any(one.suspicious for one in compared if one.name == robustness.final)
     return (
-        f"{words(first)} training has the highest robust accuracy, {shown[first]}, "
+        f"{words(first)} training has the highest {what}, {shown[first]}, "
         f"{apart} {words(second).lower()} ({shown[second]})."
+        f"{' Not to be believed yet: an evaluation among them is suspicious.' if doubtful else ''}"
     )
 
 
-def relation_sentence(relation: Relation, quality: Column) -> str:
-    """Whether an explanation's quality follows robust accuracy, claimed no further than the runs carry."""
-    name = f"{words(quality.attribution).lower()} ({quality.label[:1].lower()}{quality.label[1:]})"
-    if math.isnan(relation.rho):
-        return f"The quality of {name} cannot be related to robust accuracy: too few runs, or no variation."
-    over = f", 95 % bootstrap interval {relation.low:+.2f} to {relation.high:+.2f}"
-    numbers = f"Spearman {RHO} = {relation.rho:+.2f}{over if relation.low == relation.low else ''}"
-    if not relation.clear:
-        text = f"no clear relation of {name} to robust accuracy"
-    else:
-        text = f"{name} was {'better' if relation.rho > 0 else 'worse'} where robust accuracy was higher"
-    caveat = " That describes these runs; they are too few to say more." if relation.descriptive else ""
-    return f"Over {relation.n} runs, {text} ({numbers}).{caveat}"
+def final_sentence(one: Assessment) -> str:
+    """A final evaluation, with its interval."""
+    interval = f" (95 % interval {one.robust.interval})" if one.robust and one.robust.interval else ""
+    clean = f", of {one.clean.text} clean" if one.clean else ""
+    robust = one.robust.text if one.robust else "not known"
+    what = f"; {one.what}" if one.what else ""
+    doubt = " Not to be believed yet: the evaluation is suspicious." if one.suspicious else ""
+    return f"Final robust accuracy, {one.name}: {robust}{interval}{clean}{what}.{doubt}"

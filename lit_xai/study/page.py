@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from lit_xai.study import figures
-from lit_xai.study.findings import Flag, Relation, relate
+from lit_xai.study import figures, robustness
+from lit_xai.study.findings import Flag
 from lit_xai.study.progress import duration
 from lit_xai.study.record import Record, flat, in_order
+from lit_xai.study.relation import Relation, relate
 from lit_xai.study.tables import PRIMARY, Column, Study, arrow, clear_winner, words
 
 RUN_ONLY = ("seed_everything", "out", "resume", "config", "ckpt_path")  # differ from run to run anyway
@@ -41,23 +42,30 @@ def plain(figure: Any) -> Any:
 
 
 def numbers(study: Study) -> list[tuple[str, str]]:
-    """The facts on top of the page: (what, how many)."""
-    finished = sum(record.state == "finished" for record in study.records)
-    seconds = sum(record.seconds or 0 for record in study.records)
-    lasts = [record.last for record in study.used if record.last is not None]
-    span = f"{min(lasts) + 1}—{max(lasts) + 1}" if len(set(lasts)) > 1 else str(max(lasts, default=-1) + 1)
+    """The facts on top of the page: (what, how many); of training where there was any."""
+    trained = [record for record in study.records if record.state != "evaluated"]
     seeds = {record.seed for record in study.records if record.seed is not None}
     many = len(study.records) > 1
-    facts = [("regimes", str(len(study.regimes))), ("seeds", str(len(seeds)))] if many else []
-    facts += [("runs finished", f"{finished} of {len(study.records)}")] if many else []
-    facts += [("epochs", span), ("training time, summed", duration(seconds))]
-    return facts if many else [*facts[:1], ("wall time", facts[1][1]), *one_run(study)]
+    facts = [("regimes", str(len(study.regimes)))] if many else []
+    if many and seeds:
+        facts.append(("seeds", str(len(seeds))))
+    if many and trained:
+        finished = sum(record.state == "finished" for record in trained)
+        facts.append(("runs finished", f"{finished} of {len(trained)}"))
+    if trained:
+        lasts = {record.last + 1 for record in study.used if record.last is not None} or {0}
+        span = f"{min(lasts)}—{max(lasts)}" if len(lasts) > 1 else str(max(lasts))
+        seconds = sum(record.seconds or 0 for record in trained)
+        facts += [("epochs", span), ("training time, summed" if many else "wall time", duration(seconds))]
+    if not many:
+        record = study.records[0]
+        facts += [("seed", "—" if record.seed is None else str(record.seed)), ("state", record.state)]
+    return facts
 
 
-def one_run(study: Study) -> list[tuple[str, str]]:
-    """State and seed of the only run."""
-    record = study.records[0]
-    return [("seed", "—" if record.seed is None else str(record.seed)), ("state", record.state)]
+def chosen_by(study: Study) -> str:
+    """What chooses the best checkpoints."""
+    return ", ".join(in_order(record.monitor for record in study.used))
 
 
 def headed(column: Column, study: Study) -> dict[str, str]:
@@ -103,13 +111,14 @@ def entry(
 def drawn(study: Study) -> dict[str, list[tuple[str, Column | str, Any]]]:
     """Figures of the model itself by section: (id, what, figure)."""
     keys = study.log_keys()
-    main = [column.key for column in study.headline() if not column.attribution]
+    main = [column.key for column in study.headline() if not column.attribution and not column.final]
     own = [key for key in keys if key.startswith(("train/", "robust/")) or key == "val/loss"]
-    rest = [key for key in own if key not in main]
+    rest = [key for key in own if key not in main and Column(key).curved is None]
     sections: dict[str, list[tuple[str, Column | str, Any]]] = {}
     for name, chosen in (("accuracy", main), ("training", rest)):
         columns = [Column(key) for key in chosen]
         sections[name] = [(column.key, column, figures.curves(study, column)) for column in columns]
+    sections["accuracy"] += robustness.levels(study)
     layered = figures.residuals(study)
     sections["bort"] = [(f"bort:{regime}", words(regime), figure) for regime, figure in layered.items()]
     certified = figures.certified(study)
@@ -119,16 +128,16 @@ def drawn(study: Study) -> dict[str, list[tuple[str, Column | str, Any]]]:
 
 def explanations(study: Study) -> list[dict[str, Any]]:
     """One entry per metric and attribution: names, figures, relation; the primary one first."""
-    robustness = study.robustness()
+    robust = study.robustness()
     entries = []
     for column in sorted(
         study.qualities(), key=lambda column: (column.metric not in PRIMARY, not column.lead)
     ):
         key = f"{'lead:' if column.lead else ''}{column.key}"
         made = {f"curve:{key}": figures.curves(study, column)}
-        if robustness:
-            made[f"against:{key}"] = figures.against(study, column, robustness)
-        relation = relate(study, column, robustness) if robustness and len(study.regimes) > 1 else None
+        if robust:
+            made[f"against:{key}"] = figures.against(study, column, robust)
+        relation = relate(study, column, robust) if robust and len(study.regimes) > 1 else None
         entries.append(
             {
                 "id": key,
@@ -146,13 +155,13 @@ def explanations(study: Study) -> list[dict[str, Any]]:
 
 def matrix(study: Study) -> dict[str, Any] | None:
     """Rank correlation of every explanation quality with robust accuracy: metrics by attributions."""
-    robustness = study.robustness()
-    if robustness is None or len(study.used) < 3 or len(study.regimes) < 2:
+    robust = study.robustness()
+    if robust is None or len(study.used) < 3 or len(study.regimes) < 2:
         return None
     columns = study.qualities()
     led = {column.key for column in columns if column.lead}
     columns = [column for column in columns if column.lead or column.key not in led]
-    related = {column: relate(study, column, robustness) for column in columns}
+    related = {column: relate(study, column, robust) for column in columns}
     attributions = in_order(column.attribution for column in columns)
     rows = []
     for label in in_order(column.label for column in columns):

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from lit_xai.study.assessment import Assessment, parse
 from lit_xai.study.plan import read_yaml
 
 Curve = dict[int, float]  # value by epoch
 Json = dict[str, Any]
-STATES = ("finished", "running", "interrupted", "failed", "missing")
+STATES = ("finished", "running", "interrupted", "failed", "missing", "evaluated")
+ENDED = ("finished", "evaluated")  # states whose numbers are final
 FOLDER = re.compile(r"(?P<regime>.+)-seed(?P<seed>\d+)")
 CHOOSES = "val/accuracy"  # what makes an epoch the best one, where the configuration does not say
 T = TypeVar("T")
@@ -44,7 +46,8 @@ class Record:
         folder: The run folder.
         regime: Name of the regime.
         seed: Its seed, or None where nothing says it.
-        state: One of `STATES`; "missing" where there is no status.
+        state: One of `STATES`; "missing" where there is no status, "evaluated" where there is an evaluation
+            alone, of a network that was trained elsewhere.
         error: What ended it, or None.
         epochs: Epochs it was to do, or None.
         seconds: Wall time, or None.
@@ -55,6 +58,8 @@ class Record:
         settings: The same by dotted key; empty where it cannot be read.
         certificates: (radius, correct) per certified image.
         pictures: File of maps by epoch.
+        evaluations: Final robustness evaluations.
+        notes: What callbacks did to the run, in words.
         problems: What could not be read, in words.
     """
 
@@ -72,7 +77,15 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     certificates: tuple[tuple[float, bool], ...] = ()
     pictures: Mapping[int, Path] = field(default_factory=dict)
+    evaluations: tuple[Assessment, ...] = ()
+    notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def finals(self) -> dict[str, float]:
+        """Numbers of the final evaluations, which belong to no epoch, by key."""
+        known = ((f"attack/{one.name}/accuracy", one.robust) for one in self.evaluations)
+        return {key: robust.value for key, robust in known if robust is not None}
 
     @property
     def name(self) -> str:
@@ -100,9 +113,11 @@ class Record:
 def find_runs(folder: Path) -> list[Path]:
     """The run folders below a folder (or the folder itself), in the order of their plan."""
     marks = ("status.json", "metrics.csv", "provenance.json")
-    if any((folder / mark).is_file() for mark in marks):
+    if any((folder / mark).is_file() for mark in marks) or any(folder.glob("attack/*/summary.json")):
         return [folder]
-    return sorted({path.parent for mark in marks for path in folder.glob(f"*/{mark}")}, key=place_in_plan)
+    found = {path.parent for mark in marks for path in folder.glob(f"*/{mark}")}
+    found |= {path.parents[2] for path in folder.glob("*/attack/*/summary.json")}
+    return sorted(found, key=place_in_plan)
 
 
 def place_in_plan(folder: Path) -> tuple[float, str]:
@@ -133,23 +148,24 @@ def read_run(folder: Path) -> Record:
             problems.append(f"{name} cannot be read: {' '.join(str(error).split())}")
             return None
 
-    status = attempt("status.json", read_json) or {}
-    there = bool(status)
-    started = there or (folder / "metrics.csv").is_file()
+    evaluations, doubtful = read_evaluations(folder)
+    trained = (folder / "metrics.csv").is_file()
+    status = attempt("status.json", read_json, needed=trained or not evaluations) or {}
+    started = bool(status) or trained
     study = attempt("study.json", read_json, needed=False) or {}
     provenance = attempt("provenance.json", read_json, needed=started) or {}
     named = FOLDER.fullmatch(folder.name)
     seed = study.get("seed", provenance.get("seed", named["seed"] if named else None))
-    state = str(status.get("state", "running" if started else "missing"))
+    state = str(status.get("state", "running" if started else "evaluated" if evaluations else "missing"))
     if state not in STATES:
         problems.append(f"status.json has the unknown state {state!r}")
         state = "failed"
     curves, torn = attempt("metrics.csv", read_metrics, needed=started) or ({}, [])
-    problems += torn
+    problems += [*torn, *doubtful]
     return Record(
         folder=folder,
         regime=str(study.get("regime", named["regime"] if named else folder.name)),
-        seed=int(str(seed)) if str(seed).isdigit() else None,
+        seed=int(str(seed)) if str(seed).isdecimal() else None,
         state=state,
         error=str(status["error"]) if status.get("error") else None,
         epochs=as_number(status.get("epochs"), int),
@@ -161,6 +177,8 @@ def read_run(folder: Path) -> Record:
         settings=attempt("config.yaml", lambda path: flat(read_yaml(path)), needed=False) or {},
         certificates=attempt("certificates.tsv", read_certificates, needed=False) or (),
         pictures=find_pictures(folder / "explanations"),
+        evaluations=evaluations,
+        notes=tuple(map(str, status["notes"])) if isinstance(status.get("notes"), list) else (),
         problems=tuple(problems) if folder.is_dir() else ("the run folder is missing",),
     )
 
@@ -229,6 +247,24 @@ def read_certificates(path: Path) -> tuple[tuple[float, bool], ...]:
         return tuple((float(row["radius"]), row["correct"].lower() in ("1", "1.0", "true")) for row in whole)
 
 
+def read_evaluations(folder: Path) -> tuple[tuple[Assessment, ...], list[str]]:
+    """The evaluations in `attack/` of a run folder, by name, and what in them is broken or not done."""
+    found, problems = [], []
+    for place in sorted(path for path in folder.glob("attack/*") if path.is_dir()):
+        name = f"attack/{place.name}/summary.json"
+        if not (place / "summary.json").is_file():
+            problems.append(f"{name} is missing: the evaluation has not ended")
+            continue
+        try:
+            evaluation, broken = parse(place.name, read_json(place / "summary.json"))
+        except (OSError, ValueError) as error:
+            problems.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+            continue
+        found.append(evaluation)
+        problems += [f"{name}: {problem}" for problem in broken]
+    return tuple(found), problems
+
+
 def find_pictures(folder: Path) -> dict[int, Path]:
     """The files of maps, by epoch."""
     found = ((re.fullmatch(r"epoch_(\d+)\.npz", path.name), path) for path in folder.glob("epoch_*.npz"))
@@ -263,7 +299,7 @@ def as_number(value: Any, number: Callable[[Any], T]) -> T | None:
     """The value as a number, or None where it is none."""
     try:
         return number(value) if math.isfinite(float(value)) else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

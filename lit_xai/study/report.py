@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from lit_xai import __version__
 from lit_xai.pictures import PERCENTILE
-from lit_xai.study import figures, gallery, page
-from lit_xai.study.findings import DRAWS, FEW_RUNS, flags, sentences
+from lit_xai.study import figures, gallery, page, robustness
+from lit_xai.study.findings import flags, sentences
 from lit_xai.study.plan import Plan
 from lit_xai.study.record import read_run
+from lit_xai.study.relation import DRAWS, FEW_RUNS
 from lit_xai.study.tables import Column, Study, arrow, clear_winner, table_csv, words, write_whole
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def render(study: Study, title: str) -> str:
     raised = flags(study)
     explain = page.explanations(study)
     sections = page.drawn(study)
+    evaluations = robustness.section(study)
     html = environment.get_template("report.html.j2").render(
         title=title,
         single=len(study.records) == 1,
@@ -148,6 +150,9 @@ def render(study: Study, title: str) -> str:
         tables={when: page.headline(study, raised, when) for when in ("last", "best")},
         headings=[page.headed(column, study) for column in study.headline()],
         sections=sections,
+        evaluations=evaluations,
+        alarms=robustness.alarms(study),
+        chosen_by=page.chosen_by(study),
         explain=explain,
         matrix=page.matrix(study),
         few=FEW_RUNS,
@@ -162,6 +167,7 @@ def render(study: Study, title: str) -> str:
         words=words,
         entries=[{key: value for key, value in entry.items() if key != "figures"} for entry in explain],
         figures={key: page.plain(figure) for section in sections.values() for key, _, figure in section}
+        | {key: page.plain(figure) for block in evaluations for key, figure in block["figures"].items()}
         | {key: page.plain(figure) for entry in explain for key, figure in entry["figures"].items()},
         plotly=plotly.offline.get_plotlyjs(),
     )

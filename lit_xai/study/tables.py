@@ -3,17 +3,19 @@
 import csv
 import io
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_xai.study.record import Curve, Fact, Record, in_order
+from lit_xai.study.record import ENDED, Curve, Fact, Record, in_order
 
 CONTROL = "random_map"  # the attribution that knows nothing: what it scores is what chance scores
 PRIMARY = ("perturbation/difference", "closeness/cosine")  # chosen before any run was seen
 COMMON = {"/accuracy": Fact("higher", 0.0, 1.0), "/loss": Fact("lower")}  # what every run logs
+AT = re.compile(r"robust/.+/at_([0-9.e+-]*[0-9])")  # a point of `RobustnessCurve`
 LABELS = {
     "train/loss": "Training loss",
     "val/accuracy": "Clean accuracy",
@@ -24,6 +26,11 @@ LABELS = {
     "robust/boundary/found": "Boundary found",
     "robust/boundary/opt": "Optimality of boundary points",
     "robust/boundary/over": "Overshoot of boundary points",
+    "robust/fgsm/accuracy": "Robust accuracy (one step)",
+    "robust/masking/cosine": "One step against many, cosine",
+    "robust/masking/zero": "Zero input gradients",
+    "robust/alignment": "Gradient alignment in the ball, cosine",
+    "guard/collapse": "Collapse of robustness",
     "perturbation/deletion": "Deletion",
     "perturbation/insertion": "Insertion",
     "perturbation/difference": "Difference game",
@@ -54,6 +61,11 @@ class Column:
     lead: bool = False
 
     @property
+    def final(self) -> str:
+        """The final evaluation the key is about, or nothing."""
+        return self.key.split("/")[1] if self.key.startswith("attack/") else ""
+
+    @property
     def attribution(self) -> str:
         """The attribution the key is about, or nothing."""
         head, _, rest = self.key.partition("/")
@@ -72,6 +84,8 @@ class Column:
     @property
     def label(self) -> str:
         """The metric in words."""
+        if self.final:
+            return f"Final robust accuracy ({words(self.final).lower()})"
         return LABELS.get(self.metric, words(self.metric)) + (", lead over random map" if self.lead else "")
 
     @property
@@ -81,7 +95,14 @@ class Column:
             self.metric.endswith("accuracy")
             or (self.metric.startswith("flag/") and self.metric != "flag/accepted")
             or self.metric.endswith("/found")
+            or self.curved is not None
         )
+
+    @property
+    def curved(self) -> float | None:
+        """The epsilon of a point on a curve of accuracy over epsilon, or None."""
+        found = AT.fullmatch(self.key)
+        return float(found[1]) if found else None
 
     def fact(self, records: Iterable[Record]) -> Fact:
         """What the runs know about it."""
@@ -101,7 +122,12 @@ class Column:
         return {epoch: sign * (value - control[epoch]) for epoch, value in own.items() if epoch in control}
 
     def at(self, record: Record, when: Literal["last", "best"] = "last") -> float | None:
-        """Its value at the last epoch that has one, or at the best epoch; None where there is none."""
+        """Its value at the last epoch that has one, or at the best epoch; None where there is none.
+
+        A final evaluation belongs to no epoch: it is the same for both.
+        """
+        if self.final:
+            return record.finals.get(self.key)
         curve = self.curve(record)
         if when == "best":
             return curve.get(record.best) if record.best is not None else None
@@ -166,8 +192,8 @@ class Study:
     @property
     def used(self) -> tuple[Record, ...]:
         """The finished runs; where none has finished, all that left a number."""
-        finished = tuple(record for record in self.records if record.state == "finished" and record.curves)
-        return finished or tuple(record for record in self.records if record.curves)
+        left = tuple(record for record in self.records if record.curves or record.evaluations)
+        return tuple(record for record in left if record.state in ENDED) or left
 
     @property
     def regimes(self) -> list[str]:
@@ -193,6 +219,10 @@ class Study:
         keys = [key for key in self.log_keys() if key.startswith("robust/") and key.endswith("/accuracy")]
         return Column(sorted(keys, key=lambda key: key != "robust/pgd/accuracy")[0]) if keys else None
 
+    def finals(self) -> list[Column]:
+        """The columns of final evaluations, in order of first appearance."""
+        return [Column(key) for key in in_order(key for record in self.used for key in record.finals)]
+
     def qualities(self) -> list[Column]:
         """All columns about explanations, flags and control apart; leads where there is a control."""
         explain = [Column(key) for key in self.log_keys() if key.startswith("explain/")]
@@ -208,7 +238,7 @@ class Study:
     def headline(self) -> list[Column]:
         """The columns of the headline table: accuracies, distances, primary explanation metrics."""
         keys = self.log_keys()
-        columns = [Column(key) for key in ("val/accuracy", "test/accuracy") if key in keys]
+        columns = [Column(key) for key in ("val/accuracy", "test/accuracy") if key in keys] + self.finals()
         ends = ("/accuracy", "/distance")
         robust = [Column(key) for key in keys if key.startswith("robust/") and key.endswith(ends)]
         columns += sorted(
@@ -240,7 +270,7 @@ def table_csv(study: Study) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["regime", "key", "lead_over_control", "better", "at", "n", "mean", "sd", "values"])
-    columns = [Column(key) for key in study.log_keys()]
+    columns = [*map(Column, study.log_keys()), *study.finals()]
     columns += [column for column in study.qualities() if column.lead]
     for column in columns:
         better = column.fact(study.used).better or ""
@@ -259,7 +289,7 @@ def write_whole(path: Path, text: str) -> Path:
     """Write a text under another name, then rename it: readers see the old file or the new, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", errors="replace")  # names of folders may be no text
     return draft.replace(path)
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from lit_xai.study import figures, read_run
-from lit_xai.study.findings import relate
+from lit_xai.study.relation import relate
 from lit_xai.study.tables import Column, Study
 
 
@@ -21,7 +21,7 @@ def test_curves_show_mean_band_and_seeds(study):
     column = Column("robust/pgd/accuracy")
     figure = figures.curves(study, column)
     standard = [trace for trace in figure.data if trace.legendgroup == "Standard"]
-    band, points, line = standard
+    band, points, line, ring = standard
     first, second = (record.curves[column.key] for record in study.of("standard"))
     mean = [(first[e] + second[e]) / 2 for e in range(5)]
     sd = [abs(first[e] - second[e]) / math.sqrt(2) for e in range(5)]
@@ -30,6 +30,8 @@ def test_curves_show_mean_band_and_seeds(study):
     assert list(band.y[:5]) == pytest.approx([m + s for m, s in zip(mean, sd, strict=True)])
     assert list(band.y[5:]) == pytest.approx([m - s for m, s in zip(mean, sd, strict=True)][::-1])
     assert sorted(points.y) == pytest.approx(sorted([*first.values(), *second.values()]))
+    assert list(ring.x) == [record.best for record in study.of("standard")]
+    assert list(ring.y) == [record.curves[column.key][record.best] for record in study.of("standard")]
     assert line.customdata[4][0] == f"{100 * mean[4]:.1f} ± {100 * sd[4]:.1f} % (2 seeds)"
 
 
@@ -92,6 +94,7 @@ def test_a_gap_or_a_nan_leaves_the_rest_standing(study_folders, tmp_path):
     (tmp_path / "a-seed0").mkdir()
     (tmp_path / "a-seed0/metrics.csv").write_text("epoch,step,val/accuracy\n0,1,0.5\n1,2,nan\n3,4,0.7\n")
     (tmp_path / "a-seed0/status.json").write_text(json.dumps({"state": "finished"}))
-    (line,) = figures.curves(Study((read_run(tmp_path / "a-seed0"),)), Column("val/accuracy")).data
+    line, ring = figures.curves(Study((read_run(tmp_path / "a-seed0"),)), Column("val/accuracy")).data
+    assert (list(ring.x), list(ring.y)) == ([3], [0.7])
     assert (list(line.x), list(line.y)) == ([0, 3], [0.5, 0.7])
     assert line.customdata[1][0] == "70.0 % (1 seed)"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lit_xai.study import find_runs, print_table, read_run
-from lit_xai.study.findings import flags, relate, sentences, spearman
+from lit_xai.study.findings import flags, sentences
+from lit_xai.study.relation import relate, spearman
 from lit_xai.study.tables import Cell, Column, Study, clear_winner, decimals, table_csv
 
 LEAD = Column("explain/saliency/perturbation/difference", lead=True)
