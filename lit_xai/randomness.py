@@ -37,6 +37,21 @@ def keyed(seed: int, ids: Int[Tensor, " batch"]) -> Iterator[None]:
         _SAMPLES.reset(token)
 
 
+@contextmanager
+def narrowed(rows: Int[Tensor, " some"]) -> Iterator[None]:
+    """Within this context, draws are for these rows of the batch: each sample keeps those it has in `keyed`.
+
+    Outside of `keyed` it changes nothing.
+    """
+    ambient = _SAMPLES.get()
+    if ambient is None:
+        yield
+        return
+    seed, ids = ambient
+    with keyed(seed, ids[rows.to(ids.device)]):
+        yield
+
+
 def keys(inputs: Tensor, purpose: str) -> Keys:
     """One 64-bit key per image of the batch.
 

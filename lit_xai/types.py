@@ -71,14 +71,14 @@ def check_batch(inputs: Tensor, target: Tensor, channels: int, classes: int) -> 
     require(
         inputs.is_floating_point(), f"pixels must be floats in [0, 1], got {inputs.dtype}: divide by 255."
     )
-    require(bool(inputs.isfinite().all()), "pixels must be finite, got NaN or infinity in the first batch.")
+    require(bool(inputs.isfinite().all()), "pixels must be finite, got NaN or infinity.")
     low, high = float(inputs.min()), float(inputs.max())
     remedy = (
         "divide by 255" if high > 2 and low >= 0 else "leave normalisation to `model.mean` and `model.std`"
     )
     require(
         low >= 0 and high <= 1,
-        f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}] in the first batch: {remedy}.",
+        f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]: {remedy}.",
     )
     require(
         target.ndim == 1 and target.dtype == torch.int64,

@@ -27,6 +27,7 @@ class Row:
         tolerance: Absolute error allowed against the closed form, in double precision.
         draws: Whether the answer depends on the random state.
         smooth: Whether its gradient is tested on a smooth network; a method made for ReLUs sets it to False.
+        companions: Whether its answer depends on the other images of the batch: released code may do that.
     """
 
     instance: Any
@@ -35,6 +36,7 @@ class Row:
     tolerance: float = 1e-9
     draws: bool = False
     smooth: bool = True
+    companions: bool = False
 
     def __str__(self) -> str:
         return repr(self.instance)
@@ -66,6 +68,11 @@ def nearest(w: Tensor, b: Tensor, x: Images, c: Labels) -> tuple[Images, Labels]
 
 def to_boundary(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
     return nearest(w, b, x, c)[0]
+
+
+def beyond_boundary(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """As far beyond the closest hyperplane as 5 % of the way to it."""
+    return x + 1.05 * (nearest(w, b, x, c)[0] - x)
 
 
 def to_rival(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
@@ -313,6 +320,47 @@ ATTACKS: list[Row] = [
     Row(attacks.L2PGD(epsilon=0.1, random_start=False), worst_in_ball, classes=2),
     Row(attacks.L2PGD(epsilon=0.1, steps=3), draws=True),
     Row(SEARCH, to_boundary, tolerance=1e-4),
+    Row(
+        attacks.LinfPGD(0.1, 4, restarts=2, loss=attacks.LogitMargin(), best=True),
+        worst_in_cube,
+        classes=2,
+        draws=True,
+    ),
+    Row(attacks.L2PGD(0.1, 4, loss=attacks.DLR(), aim=attacks.RandomClass(), stop_early=True), draws=True),
+    Row(attacks.MomentumPGD(epsilon=0.1, steps=3), worst_in_cube, classes=2),
+    Row(attacks.MomentumPGD(epsilon=0.1, norm=attacks.L2(), steps=3, momentum=0.5), worst_in_ball, classes=2),
+    Row(attacks.APGD(epsilon=0.1, steps=10, stop_early=False), worst_in_cube, classes=2, draws=True),
+    Row(
+        attacks.APGD(epsilon=0.1, norm=attacks.L2(), stop_early=False),
+        worst_in_ball,
+        classes=2,
+        tolerance=1e-4,
+        draws=True,
+    ),
+    Row(attacks.APGD(epsilon=0.5, norm=attacks.L1(), steps=12, loss=attacks.DLR(), targets=None), draws=True),
+    Row(attacks.BoundaryWalk(), to_boundary, tolerance=1e-4),
+    Row(
+        attacks.ClosestBoundary(starts=3, steps=2, first=1, last=0, bisections=0),
+        to_boundary,
+        tolerance=1e-4,
+        draws=True,
+    ),
+    Row(attacks.DeepFool(), to_boundary, classes=10, tolerance=1e-4),
+    Row(attacks.DeepFool(steps=20, rivals=1, overshoot=0.1), to_boundary, classes=2, tolerance=1e-4),
+    Row(attacks.FMN(steps=20), to_boundary, classes=2, tolerance=5e-3),
+    Row(attacks.CarliniWagner(steps=20, rounds=3, constant=10.0, step_size=0.5)),
+    Row(attacks.PGDGrid(radii=(0.5, 2.0, 8.0), steps=8), draws=True),
+    Row(attacks.PGDGrid(radii=(0.5, 2.0, 8.0), steps=8, released=True, bisections=0), draws=True),
+    Row(attacks.FABProjection(steps=6, rivals=3), to_boundary, tolerance=1e-4),
+    Row(attacks.FAB(epsilon=2.0, norm=attacks.L2(), steps=4), beyond_boundary, classes=2),
+    Row(attacks.FAB(epsilon=0.05, steps=4)),
+    Row(attacks.Square(epsilon=0.1, queries=20), draws=True),
+    Row(attacks.Square(epsilon=0.5, norm=attacks.L2(), queries=20, rescale=True), draws=True),
+    Row(attacks.Square(epsilon=1.0, norm=attacks.L1(), queries=20), draws=True),
+    Row(attacks.Members(0.3, {"fgsm": attacks.FGSM(0.3), "pgd": attacks.LinfPGD(0.3, 2)})),
+    Row(attacks.AutoAttack(0.3, steps=3, queries=5), draws=True),
+    Row(attacks.PyAutoAttackMember(0.3, name="fab-t", steps=3), companions=True),
+    Row(attacks.PyAutoAttack(epsilon=0.1), companions=True),
 ]
 
 OBJECTIVES: list[Row] = [
@@ -334,4 +382,11 @@ METRICS: list[Row] = [
     Row(metrics.CleanAccuracy()),
     Row(metrics.RobustAccuracy(attack=attacks.LinfPGD(epsilon=0.1, steps=2))),
     Row(metrics.BoundaryDistance(search=SEARCH)),
+    Row(metrics.RobustnessCurve(search=SEARCH, epsilons=(0.1, 0.5))),
+    Row(
+        metrics.GradientMasking(
+            attack=attacks.LinfPGD(epsilon=0.1, steps=2), one_step=attacks.FGSM(epsilon=0.1)
+        )
+    ),
+    Row(metrics.GradientAlignment(epsilon=0.1, norm=attacks.L2())),
 ]

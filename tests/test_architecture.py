@@ -17,6 +17,7 @@ from rows import ATTACKS, ATTRIBUTIONS, METRICS, OBJECTIVES, Row
 
 import lit_xai
 from lit_xai.attacks.base import Attack
+from lit_xai.attacks.losses import Aim, Loss
 from lit_xai.attacks.norms import Norm
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.baselines import Baseline
@@ -30,7 +31,7 @@ from lit_xai.optim.schedule import Schedule
 ROOMS = ("attacks", "attributions", "metrics", "models", "objectives", "optim")
 ROOT = Path(lit_xai.__file__).parent
 CONFIGS = ROOT.parent / "configs"
-STATELESS = (Attack, Norm, Attribution, Score, Baseline, Rule, Schedule, Reduction, Removal)
+STATELESS = (Attack, Norm, Loss, Aim, Attribution, Score, Baseline, Rule, Schedule, Reduction, Removal)
 NOUNS = (*STATELESS, Objective, Metric, torch.optim.Optimizer)
 PROVEN = {Attack: ATTACKS, Attribution: ATTRIBUTIONS, Objective: OBJECTIVES, Metric: METRICS}
 

@@ -6,7 +6,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from lit_xai import randomness
-from lit_xai.randomness import bits, keyed, keys, normal, uniform
+from lit_xai.randomness import bits, keyed, keys, narrowed, normal, uniform
 
 FLOATS = [torch.float32, torch.float64]
 
@@ -150,6 +150,27 @@ def test_contexts_nest_and_end_with_an_error():
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert randomness._SAMPLES.get() is None
+
+
+def test_some_rows_of_a_batch_keep_their_draws():
+    with keyed(3, torch.tensor([8, 5, 9, 2])):
+        whole = keys(torch.zeros(4, 1), "test")
+        with narrowed(torch.tensor([3, 0, 1])):
+            assert torch.equal(keys(torch.zeros(3, 1), "test"), whole[[3, 0, 1]])
+            with narrowed(torch.tensor([1])):
+                assert torch.equal(keys(torch.zeros(1, 1), "test"), whole[[0]])
+        with pytest.raises(KeyError), narrowed(torch.tensor([], dtype=torch.int64)):
+            raise KeyError
+        assert torch.equal(keys(torch.zeros(4, 1), "test"), whole)
+
+
+def test_without_a_context_there_is_nothing_to_narrow():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        expected = keys(torch.zeros(2, 1), "test")
+        torch.manual_seed(1)
+        with narrowed(torch.tensor([7, 4])):
+            assert torch.equal(keys(torch.zeros(2, 1), "test"), expected)
 
 
 def test_ids_must_name_every_image():

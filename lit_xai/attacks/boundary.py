@@ -88,7 +88,8 @@ class DDN(Search):
         for step in range(self.steps):
             climb = ledger.climb(index, points) if step else ledger.survey(index, self.rivals)
             found, delta, held = ledger.found[index], points - inputs, pressed(points, climb.gradient)
-            gradient, free = torch.where(held, 0, climb.gradient), torch.where(held, 0, delta)
+            loose = (~held).to(delta.dtype)
+            gradient, free = climb.gradient * loose, delta * loose
             uphill = _L2.steepest(gradient)
             slope = inner(gradient, uphill)
             # How far the input is from the plane on which the linearised gap vanishes.

@@ -37,6 +37,7 @@ class Ledger:
     """The nearest flip of every image so far, and the passes spent on it: every pass goes through here."""
 
     def __init__(self, model: nn.Module, inputs: Images, target: Labels) -> None:
+        inputs = inputs.contiguous()  # lengths are taken of flat images at every step
         logits = model(inputs).to(inputs.dtype)
         classes = logits.shape[1]
         require(classes > 1, f"a boundary needs at least 2 classes, got a model with {classes}.")
@@ -49,6 +50,7 @@ class Ledger:
         self.found, self.points = self.away.clone(), inputs.clone()
         self.length = torch.full_like(self.margin, math.inf)
         self.slopes = torch.ones_like(logits)
+        self.barred = torch.zeros_like(logits, dtype=torch.bool)
         self.diagonal = math.sqrt(math.prod(inputs.shape[1:]))
         self.forwards, self.backwards = torch.ones_like(target), torch.zeros_like(target)
 
@@ -57,15 +59,34 @@ class Ledger:
         self.forwards[index] += 1
         return self._keep(index, points, self.model(points).to(points.dtype))
 
-    def climb(self, index: Index, points: Points) -> Climb:
-        """One forward pass and one input gradient: the way to the rivals, each at its slope of the survey."""
+    def gap(self, index: Index, points: Points, length: Values | None = None) -> Values:
+        """One forward pass: the linearised distance to the nearest rival, as `climb` would say it."""
+        self.forwards[index] += 1
+        logits = self.model(points).to(points.dtype)
+        self._keep(index, points, logits, length)
+        return self._gaps(index, logits).amin(dim=1)
+
+    def bar(self, labels: Labels | None) -> None:
+        """From now on, look for ways to other classes than these, one per image; flips to any still count.
+
+        Where there is but one other class, it is not barred.
+        """
+        self.barred.zero_()
+        if labels is not None and self.barred.shape[1] > 2:
+            self.barred.scatter_(1, labels[:, None], True)
+
+    def climb(self, index: Index, points: Points, length: Values | None = None) -> Climb:
+        """One forward pass and one input gradient: the way to the rivals, each at its slope of the survey.
+
+        `length` is the distance of the points to the inputs, if known.
+        """
         points, logits = self._record(index, points)
         slopes, own = self.slopes[index], self.target[index, None]
-        gaps = gaps_of(logits.detach(), own, slopes)
+        gaps = self._gaps(index, logits.detach())
         weights = _preference(gaps) / slopes
         weights = weights.scatter(1, own, -weights.sum(dim=1, keepdim=True))
         gradient = self._gradient(index, logits, points, weights, again=False)
-        _, flips, nearer = self._keep(index, points.detach(), logits.detach())
+        _, flips, nearer = self._keep(index, points.detach(), logits.detach(), length)
         return Climb(gaps.amin(dim=1), gradient, flips, nearer)
 
     def survey(self, index: Index, rivals: int) -> Climb:
@@ -107,6 +128,10 @@ class Ledger:
         distance = _L2.length(self.points - self.inputs).masked_fill(~self.found, math.inf)
         return Boundary(self.points, distance, self.found, self.label, self.forwards, self.backwards)
 
+    def _gaps(self, index: Index, logits: Rows) -> Rows:
+        gaps = gaps_of(logits, self.target[index, None], self.slopes[index])
+        return gaps.masked_fill(self.barred[index], math.inf)
+
     def _record(self, index: Index, points: Points) -> tuple[Points, Rows]:
         self.forwards[index] += 1
         with torch.enable_grad():
@@ -117,12 +142,19 @@ class Ledger:
         self.backwards[index] += 1
         return torch.autograd.grad(logits, points, weights, retain_graph=again)[0]
 
-    def _keep(self, index: Index, points: Points, logits: Rows) -> tuple[Values, Truths, Truths]:
-        margin, length = margin_of(logits, self.target[index]), _L2.length(points - self.inputs[index])
+    def _keep(
+        self, index: Index, points: Points, logits: Rows, length: Values | None = None
+    ) -> tuple[Values, Truths, Truths]:
+        margin = margin_of(logits, self.target[index])
+        if length is None:
+            length = _L2.length(points - self.inputs[index])
         flips = margin < -self.slack[index]
         nearer = flips & (length < self.length[index])
         self.found[index] |= flips
-        self.points[index] = torch.where(column(nearer), points, self.points[index])
+        if len(index) == len(self.points):
+            self.points = torch.where(column(nearer), points, self.points)
+        else:
+            self.points[index] = torch.where(column(nearer), points, self.points[index])
         self.length[index] = torch.where(nearer, length, self.length[index])
         self.margin[index] = torch.where(nearer, margin, self.margin[index])
         self.label[index] = torch.where(nearer, logits.argmax(dim=1), self.label[index])
@@ -171,11 +203,13 @@ def _preference(gaps: Rows) -> Rows:
 
 def pressed(points: Points, gradient: Points) -> Bool[Tensor, "some channel height width"]:
     """Pixels on the box that the gradient would push out of it."""
-    return ((points <= 0) & (gradient < 0)) | ((points >= 1) & (gradient > 0))
+    # As pixel and sign add up to -1 or 2, four of seven passes over the images are spared.
+    return gradient.sign().add_(points).sub_(0.5).abs_() >= 1.5
 
 
 def inner(first: Points, second: Points) -> Values:
-    return (first * second).flatten(1).sum(dim=1)
+    product: Tensor = torch.linalg.vecdot(first.flatten(1), second.flatten(1))
+    return product
 
 
 def divisor(delta: Points) -> Values:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_xai.attacks.base import Boundary, Search
-from lit_xai.attacks.boundary import DDN
+from lit_xai.attacks.portfolio import ClosestBoundary
 from lit_xai.attributions.base import Attribution, require_logits
 from lit_xai.attributions.deeplift import DeepLift, rescale
 from lit_xai.attributions.gradient import Saliency
@@ -52,7 +52,7 @@ class BoundarySaliency(Attribution):
     Deviates: NaN where no boundary point was found; the released code explains a point that does not flip.
     """
 
-    search: Search = field(default_factory=DDN)
+    search: Search = field(default_factory=ClosestBoundary)
     score: Scored = field(default_factory=Logit)
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class BoundaryIntegratedGradients(Attribution):
     Deviates: NaN where no boundary point was found; weights that add up to 1, unless `rule="official"`.
     """
 
-    search: Search = field(default_factory=DDN)
+    search: Search = field(default_factory=ClosestBoundary)
     steps: int = 32
     score: Scored = field(default_factory=Logit)
     rule: Rule = "trapezoid"
@@ -132,7 +132,7 @@ class BoundarySmoothGrad(Attribution):
     Deviates: NaN where no boundary point was found.
     """
 
-    search: Search = field(default_factory=DDN)
+    search: Search = field(default_factory=ClosestBoundary)
     sigma: float = 0.15
     samples: int = 16
     score: Scored = field(default_factory=Logit)
@@ -176,7 +176,7 @@ class BoundaryDeepLift(Attribution):
     Deviates: NaN where no boundary point was found.
     """
 
-    search: Search = field(default_factory=DDN)
+    search: Search = field(default_factory=ClosestBoundary)
     score: Scored = field(default_factory=Logit)
 
     def __post_init__(self) -> None:

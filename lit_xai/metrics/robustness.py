@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_xai.attacks.base import Attack, Boundary, Search
-from lit_xai.attacks.losses import CE, LogitMargin
+from lit_xai.attacks.losses import CE, LogitMargin, holds
 from lit_xai.attacks.norms import Linf, Norm
 from lit_xai.attributions.score import Margin
 from lit_xai.memory import once
@@ -21,9 +21,7 @@ from lit_xai.types import Epsilon, Flags, Images, Labels, Scores, require, requi
 def correct(model: nn.Module, inputs: Images, target: Labels) -> Flags:
     """Whether the model predicts the target; logits that are not finite predict nothing."""
     with torch.no_grad():
-        logits = model(inputs)
-    right: Flags = (logits.argmax(dim=1) == target) & logits.isfinite().all(dim=1)
-    return right
+        return holds(model(inputs), target)
 
 
 def margin_and_slope(

@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lit_xai.attacks import L2, Linf
+from lit_xai.attacks.norms import L1, L2, Linf
 from lit_xai.randomness import keyed, keys
 
-NORMS = [Linf(), L2()]
-DUAL = {Linf(): 1, L2(): 2}  # order of the norm in which gradients are measured
+NORMS = [Linf(), L2(), L1()]
+DUAL = {Linf(): 1, L2(): 2, L1(): torch.inf}  # order of the norm in which gradients are measured
 
 
 @st.composite
@@ -68,6 +68,7 @@ def test_lengths_are_those_of_torch():
     delta = torch.randn(5, 3, 4, 4)
     assert_close(Linf().length(delta), delta.flatten(1).norm(p=torch.inf, dim=1))
     assert_close(L2().length(delta), delta.flatten(1).norm(p=2, dim=1))
+    assert_close(L1().length(delta), delta.flatten(1).norm(p=1, dim=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -87,6 +88,11 @@ def test_start_lies_in_the_ball_and_fills_it(norm, dtype):
         assert (radius - even).abs().max() < 1.63 / 4000**0.5  # Kolmogorov's 1 % point
         direction = norm.steepest(start).flatten(1)
         assert_close(direction.T @ direction / 4000, torch.eye(6, dtype=dtype) / 6, atol=0.02, rtol=0)
+    elif norm == L1():  # on the surface; every pixel changed in as many starts, up or down
+        assert_close(norm.length(start), torch.full((4000,), 0.25, dtype=dtype))
+        changed = (start != 0).to(dtype)
+        assert 1 < changed.flatten(1).sum(1).mean() < 3
+        assert_close(changed.mean(0), changed.mean().expand(1, 2, 3), atol=0.03, rtol=0)
     else:
         pixels = start.flatten().sort().values / 0.25
         even = 2 * (torch.arange(24000, dtype=dtype) + 0.5) / 24000 - 1
@@ -100,3 +106,61 @@ def test_start_of_an_image_belongs_to_its_key(norm):
     whole = norm.start(some, 3, (2, 4, 4), 0.1, torch.float32)
     part = norm.start(some[[4, 1]], 3, (2, 4, 4), 0.1, torch.float32)
     assert torch.equal(part, whole[[4, 1]])
+
+
+def shrunk(delta, room, epsilon):
+    """Slow twin of the projection on ball and box: bisection for the amount that is taken off every pixel."""
+    size = delta.abs()
+    low, high = 0.0, float(size.max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        inside = float((size - middle).clamp(min=0).minimum(room).sum()) <= epsilon
+        low, high = (low, middle) if inside else (middle, high)
+    amount = 0 if float(size.minimum(room).sum()) <= epsilon else high
+    return delta.sign() * (size - amount).clamp(min=0).minimum(room)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.5, 3.0, 12.0, 1e3])
+def test_ball_and_box_in_l1_are_met_at_their_closest_point(epsilon):
+    inputs = torch.rand(20, 3, 6, 6, dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)  # some on the box
+    delta = torch.randn_like(inputs).mul(torch.logspace(-3, 1, 20)[:, None, None, None])
+    delta[delta.abs() < 0.05] = 0
+    delta[3, :, :3] = 0.25  # ties
+    points = L1().confine(inputs + delta, inputs, epsilon)
+    for point, image, step in zip(points, inputs, delta, strict=True):
+        expected = shrunk(step, torch.where(step > 0, 1 - image, image), epsilon)
+        assert_close(point - image, expected, atol=1e-12, rtol=0)
+
+
+def test_ball_and_box_in_l1_are_those_of_the_authors():
+    from pyautoattack.autopgd_base import L1_projection
+
+    inputs, delta = torch.rand(30, 3, 8, 8), torch.randn(30, 3, 8, 8)
+    expected = inputs + delta + L1_projection(inputs, delta, 6.0)
+    assert_close(L1().confine(inputs + delta, inputs, 6.0), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+@pytest.mark.parametrize("epsilon", [1e-4, 0.3, 50.0])
+def test_confined_points_lie_in_ball_and_box_and_those_that_do_stay(norm, dtype, epsilon):
+    inputs = torch.rand(8, 3, 16, 16, dtype=dtype).mul(1.4).sub(0.2).clamp(0, 1)
+    far = inputs + torch.randn_like(inputs)
+    before = far.clone()
+    points = norm.confine(far, inputs, epsilon)
+    assert torch.equal(far, before)
+    assert points.dtype == dtype
+    assert points.min() >= 0
+    assert points.max() <= 1
+    assert (norm.length(points.double() - inputs.double()) <= epsilon + 1e-6 * max(1, epsilon)).all()
+    assert_close(norm.confine(points, inputs, epsilon), points, atol=2e-6, rtol=0)
+    assert torch.equal(norm.confine(inputs, inputs, epsilon), inputs)
+
+
+def test_a_sparse_step_takes_the_signs_of_the_largest_gradients():
+    gradient = torch.tensor([3.0, -1, 0, -4, 2, 0.5, 0, 0]).view(1, 2, 2, 2).repeat(3, 1, 1, 1)
+    step = L1().sparse(gradient, torch.tensor([0.25, 0.0, 1.0])).flatten(1)
+    assert step[0].tolist() == [0.5, 0, 0, -0.5, 0, 0, 0, 0]
+    assert step[1].tolist() == [0, 0, 0, -1, 0, 0, 0, 0]
+    assert_close(step[2], torch.tensor([0.2, -0.2, 0, -0.2, 0.2, 0.2, 0, 0]))
+    assert (L1().sparse(torch.zeros_like(gradient), torch.ones(3)) == 0).all()

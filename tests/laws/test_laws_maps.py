@@ -136,6 +136,8 @@ def test_keyed_draws_come_from_the_key_and_leave_the_global_generator_alone(row:
 
 @every_row
 def test_batch_size_and_order_do_not_matter(row: Row, double_batch):
+    if row.companions:
+        pytest.skip("released code, whose answer depends on the batch")
     net, inputs, target = double_batch
     with randomness.keyed(1, IDS):
         together = row.instance(net, inputs, target)
