@@ -3,6 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import lightning as L
@@ -183,7 +184,7 @@ class CatastrophicOverfitting(Follower):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         require(
             self.on_collapse == "flag" or self.key(trainer) is not None,
-            f"`on_collapse` is {self.on_collapse!r}, and robust accuracy does not choose the best checkpoint: "
+            f"`on_collapse` is {self.on_collapse!r}, and no robust accuracy chooses the best checkpoint: "
             "name a `monitor`, such as robust/pgd/accuracy.",
         )
         averaging = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
@@ -255,8 +256,6 @@ def measured(trainer: L.Trainer, key: str) -> float | None:
         if isinstance(callback, Probe) and key in callback.quantities():
             return callback.values[key] if callback.fresh else None
     logged = trainer.callback_metrics
-    require(
-        key in logged,
-        f"`{key}` is followed, and validation does not log it: it logs {', '.join(sorted(logged))}.",
-    )
+    near = ", ".join(get_close_matches(key, logged, 5, cutoff=0))
+    require(key in logged, f"`{key}` is followed, and validation does not log it; the nearest are {near}.")
     return float(logged[key])

@@ -55,7 +55,8 @@ def observers() -> list[L.Callback]:
         "boundary": BoundaryDistance(SEARCH),
     }
     robustness = Robustness({"pgd": RobustAccuracy(L2PGD(epsilon=0.5, steps=2))}, samples=6)
-    guards = [CatastrophicOverfitting(monitor="robust/pgd/accuracy"), EarlyStop(9, monitor="val/accuracy")]
+    stop = EarlyStop(9, monitor="val/accuracy", mode="max")
+    guards = [CatastrophicOverfitting(monitor="robust/pgd/accuracy"), stop]
     return [Explain(attributions, metrics, samples=6, batch_size=4), robustness, BortResidual(), *guards]
 
 

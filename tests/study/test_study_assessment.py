@@ -13,9 +13,9 @@ from lit_xai.study.tables import Study
 
 
 def test_a_summary_is_read_whole(tmp_path):
-    record = read_run(
-        fake.fake_evaluation(fake_runs.fake_run(tmp_path / "standard-seed0", epochs=2, images=1)).parents[1]
-    )
+    folder = fake_runs.fake_run(tmp_path / "standard-seed0", epochs=2, images=1)
+    fake.fake_evaluation(folder)
+    record = read_run(folder)
     (one,), content = record.evaluations, fake.summary("standard", 0)
     assert record.problems == ()
     assert (one.name, one.norm, one.budget) == ("standard", "l∞", "8/255")
