@@ -361,6 +361,33 @@ ATTACKS: list[Row] = [
     Row(attacks.AutoAttack(0.3, steps=3, queries=5), draws=True),
     Row(attacks.PyAutoAttackMember(0.3, name="fab-t", steps=3), companions=True),
     Row(attacks.PyAutoAttack(epsilon=0.1), companions=True),
+    Row(a.TargetedManipulation(epsilon=0.1, steps=4), lambda w, b, x, c: x, draws=True),
+    Row(
+        a.TargetedManipulation(
+            epsilon=0.5,
+            norm=attacks.L2(),
+            method=a.SmoothGrad(samples=2),
+            steps=6,
+            goal=a.MapOf(image=a.NoiseImage()),
+            weight=1.0,
+            unsoftened=False,
+        ),
+        draws=True,
+    ),
+    Row(
+        a.TargetedManipulation(
+            epsilon=0.1,
+            method=a.InputXGradient(),
+            steps=4,
+            random_start=False,
+            goal=a.Drawing(image=a.FlatImage(value=0.5)),
+        )
+    ),
+    Row(a.TopKAttack(epsilon=0.1, steps=4), lambda w, b, x, c: x, draws=True),
+    Row(
+        a.MassCentreAttack(epsilon=0.1, method=a.IntegratedGradients(steps=3), steps=4, betas=None),
+        draws=True,
+    ),
 ]
 
 OBJECTIVES: list[Row] = [
@@ -389,4 +416,5 @@ METRICS: list[Row] = [
         )
     ),
     Row(metrics.GradientAlignment(epsilon=0.1, norm=attacks.L2())),
+    Row(metrics.Manipulability(attack=a.TopKAttack(epsilon=0.1, steps=3))),
 ]

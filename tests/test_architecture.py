@@ -21,6 +21,7 @@ from lit_xai.attacks.losses import Aim, Loss
 from lit_xai.attacks.norms import Norm
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.baselines import Baseline
+from lit_xai.attributions.goals import Goal
 from lit_xai.attributions.rules import Rule
 from lit_xai.attributions.score import Score
 from lit_xai.metrics.base import VOCABULARY, Metric, Reduction
@@ -31,7 +32,7 @@ from lit_xai.optim.schedule import Schedule
 ROOMS = ("attacks", "attributions", "metrics", "models", "objectives", "optim")
 ROOT = Path(lit_xai.__file__).parent
 CONFIGS = ROOT.parent / "configs"
-STATELESS = (Attack, Norm, Loss, Aim, Attribution, Score, Baseline, Rule, Schedule, Reduction, Removal)
+STATELESS = (Attack, Norm, Loss, Aim, Attribution, Score, Baseline, Goal, Rule, Schedule, Reduction, Removal)
 NOUNS = (*STATELESS, Objective, Metric, torch.optim.Optimizer)
 PROVEN = {Attack: ATTACKS, Attribution: ATTRIBUTIONS, Objective: OBJECTIVES, Metric: METRICS}
 

@@ -10,10 +10,13 @@ from lit_xai.attributions.boundary import (
     OnBoundary,
 )
 from lit_xai.attributions.cam import GradCam, GuidedGradCam
+from lit_xai.attributions.comparison import Comparison, Manipulated, compared, manipulated, shuffled
 from lit_xai.attributions.deeplift import DeepLift, DeepLiftShap
 from lit_xai.attributions.flux import NegativeFlux
+from lit_xai.attributions.goals import Drawing, Frame, Goal, MapOf
 from lit_xai.attributions.gradient import InputXGradient, Saliency
 from lit_xai.attributions.guided_path import GuidedIntegratedGradients
+from lit_xai.attributions.manipulation import Manipulation, MassCentreAttack, TargetedManipulation, TopKAttack
 from lit_xai.attributions.path import ExpectedGradients, IntegratedGradients
 from lit_xai.attributions.patterns import activation_pattern_only
 from lit_xai.attributions.perturbation import FeatureAblation, Occlusion
@@ -42,16 +45,20 @@ __all__ = [
     "BoundaryIntegratedGradients",
     "BoundarySaliency",
     "BoundarySmoothGrad",
+    "Comparison",
     "Conserving",
     "Deconvolution",
     "DeepLift",
     "DeepLiftShap",
+    "Drawing",
     "Epsilon",
     "ExpectedGradients",
     "FeatureAblation",
     "Flat",
     "FlatImage",
+    "Frame",
     "Gamma",
+    "Goal",
     "GradCam",
     "GuidedBackprop",
     "GuidedGradCam",
@@ -62,7 +69,11 @@ __all__ = [
     "KernelShap",
     "Lime",
     "Logit",
+    "Manipulated",
+    "Manipulation",
+    "MapOf",
     "Margin",
+    "MassCentreAttack",
     "NegativeFlux",
     "NoiseImage",
     "NormalImage",
@@ -79,10 +90,15 @@ __all__ = [
     "SmoothGrad",
     "SteinGradient",
     "StoredImages",
+    "TargetedManipulation",
+    "TopKAttack",
     "WSquare",
     "ZBox",
     "ZPlus",
     "activation_pattern_only",
+    "compared",
     "effective_receptive_field",
     "keep_graph",
+    "manipulated",
+    "shuffled",
 ]

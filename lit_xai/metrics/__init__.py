@@ -14,6 +14,7 @@ from lit_xai.metrics.robustness import (
     RobustAccuracy,
     RobustnessCurve,
 )
+from lit_xai.metrics.stability import Manipulability
 
 __all__ = [
     "AbsoluteSum",
@@ -29,6 +30,7 @@ __all__ = [
     "GradientAlignment",
     "GradientMasking",
     "ImageMean",
+    "Manipulability",
     "Metric",
     "Missing",
     "Perturbation",

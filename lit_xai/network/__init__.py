@@ -16,6 +16,7 @@ from lit_xai.network.layers import (
     folded,
 )
 from lit_xai.network.recording import record
+from lit_xai.network.softened import softened
 from lit_xai.network.tape import Step, Tape
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "Unknown",
     "folded",
     "record",
+    "softened",
 ]
