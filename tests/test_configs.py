@@ -1,6 +1,7 @@
 """Every YAML that is shipped builds; every regime takes a training step and an explained epoch."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,22 @@ def test_every_data_file_parses_in_any_order(data: str) -> None:
 def test_the_menu_builds() -> None:
     command = Command([f"--config={BASE}", f"--config={CONFIGS / 'explain' / 'menu.yaml'}", *SMALL], "fit")
     assert "edge_map" in command.config_init.explain.attributions
+
+
+@pytest.mark.parametrize("attack", names("attacks"))
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_every_suite_of_attacks_builds_in_every_norm(attack: str, norm: str) -> None:
+    from lit_xai.cli.attack import section
+
+    words = [f"--config={BASE}", f"--config={CONFIGS / 'attacks' / attack}", *SMALL]
+    budget = SimpleNamespace(norm=None if norm == "Linf" else norm, epsilon="1/8", name=None)
+    built = Command(words, "attack", section(budget)).config_init.attack
+    assert built.suite.epsilon == 0.125
+    assert type(built.suite.norm).__name__ == norm
+    assert next(iter(built.suite.members)) == "pgd-20"
+    assert all(member.epsilon == 0.125 for member in built.suite.members.values())
+    assert built.search is not None
+    assert built.name.startswith(attack.removesuffix(".yaml"))
 
 
 def parsed(words: list[str]) -> dict[str, Any]:

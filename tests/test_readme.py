@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -42,10 +44,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["robustness"] |= {"samples": 4}
     config["wandb"] = "disabled"
     quickstart.write_text(yaml.safe_dump(config))
+    for path in (here / "configs" / "attacks").glob("*.yaml"):
+        attack = yaml.safe_load(path.read_text())
+        attack["attack"] |= {"searched": 4, "probe": 4}
+        path.write_text(yaml.safe_dump(attack))
     for text in [*fences("yaml"), *fences("python")]:
         named = re.match(r"# (\S+\.\w+)\n", text)
         if named:
             (here / named.group(1)).write_text(text)
+    names: dict[str, Any] = {}
+    exec((here / "mynet.py").read_text(), names)
+    torch.save(names["tiny"](1, 10).state_dict(), here / "tiny.pt")
     for split in ("train", "val"):
         for kind in range(17):
             place = here / "flowers" / split / f"kind{kind:02d}"
@@ -77,6 +86,7 @@ def test_the_commands_are_found() -> None:
         "test",
         "explain",
         "certify",
+        "attack",
         "study run",
         "study report",
         "methods",

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -12,7 +13,8 @@ COMMANDS = {
     "test": "Measure a finished run on its test images, explanations included.",
     "predict": "Predict classes with a finished run.",
     "explain": "Write maps of validation images, or of your own image files, as PNG and NPZ.",
-    "certify": "Certify the smoothed classifier of a finished run at l2 radii.",
+    "attack": "Measure how robust a network is: AutoAttack, sanity gates, accuracy over epsilon.",
+    "certify": "Certify the smoothed classifier of a network at l2 radii.",
     "study": "Run many trainings from one plan, or report on those that are done.",
     "methods": "List every attribution, attack, objective, optimizer and metric, with its source.",
     "doctor": "Check versions, devices, Weights & Biases and folders.",
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that `my.Net` is found in the folder one stands in
     try:
         module = importlib.import_module(f"lit_xai.cli.{'trainer' if command in TRAINER else command}")
         status = module.main(command, words) if command in TRAINER else module.main(words)
@@ -54,6 +58,8 @@ def _run(command: str, words: list[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("LIT_XAI_TRACEBACK"):
             raise
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(2)  # the first process refuses the same, and its launcher then ends this one
         return _refuse(" ".join(str(error).split()) or type(error).__name__)
 
 

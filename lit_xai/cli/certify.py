@@ -1,7 +1,6 @@
-"""`lit-xai certify`: l2 certificates of a finished run's smoothed classifier, image by image."""
+"""`lit-xai certify`: l2 certificates of a smoothed classifier, image by image."""
 
 import csv
-import hashlib
 import json
 import math
 import time
@@ -13,13 +12,11 @@ import torch
 from rich.progress import Progress
 
 from lit_xai import randomness
-from lit_xai.cli.explain import pick_device
 from lit_xai.cli.options import Options
-from lit_xai.cli.runs import add_run_options, checkpoint_of, config_of, load_weights
-from lit_xai.cli.trainer import Command, quiet
+from lit_xai.cli.subject import add_subject_options, read_subject
 from lit_xai.models import Smoothed
 from lit_xai.observe import observing
-from lit_xai.types import check_batch, require, require_at_least
+from lit_xai.types import require, require_at_least
 
 # The six standard columns of published logs first; counts behind them, so that radii can be checked.
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time", "count", "samples")
@@ -27,21 +24,15 @@ COLUMNS = ("idx", "label", "predict", "radius", "correct", "time", "count", "sam
 
 def main(words: Sequence[str]) -> int:
     """Certify what is not certified yet; append to `certificates.tsv`; print certified accuracies."""
-    quiet()
-    options, overrides = _options().parse_known_args(list(words))
+    options, more = _options().split(words)
     require_at_least(1, samples=options.samples, selection=options.selection, images=options.images)
     require_at_least(1, batch_size=options.batch_size, chunk=options.chunk)
-    run = options.run
-    weights = checkpoint_of(run, options.checkpoint)
-    command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], "certify")
-    classifier = command.model.to(pick_device(options.device))
-    load_weights(classifier, weights)
-    trained = getattr(classifier.objective, "sigma", None)
+    subject = read_subject("certify", options, more, split=options.split)
     require(
-        bool(options.sigma or trained),
-        "`--sigma` is needed: the objective of this run was not trained with noise.",
+        bool(options.sigma or subject.sigma),
+        "`--sigma` is needed: nothing says with how much noise this network was trained.",
     )
-    sigma = float(options.sigma or trained or 0)
+    sigma = float(options.sigma or subject.sigma or 0)
 
     terms = {
         "sigma": sigma,
@@ -50,16 +41,16 @@ def main(words: Sequence[str]) -> int:
         "alpha": options.alpha,
         "seed": options.seed,
         "split": options.split,
-        "checkpoint": weights.name,
-        "weights": _fingerprint(classifier),
+        "checkpoint": subject.weights,
+        "weights": subject.fingerprint,
     }
-    path = run / "certificates.tsv"
+    subject.out.mkdir(parents=True, exist_ok=True)
+    path = subject.out / "certificates.tsv"
     _drop_cut_line(path)
     _agree(path.with_suffix(".json"), terms, path)
-    dataset, collate = _data(command, options.split)
-    wanted = range(0, len(dataset), max(1, len(dataset) // options.images))[: options.images]
-    todo = [index for index in wanted if index not in {row["idx"] for row in read(path)}]
-    smoothed = Smoothed(classifier.model, sigma=sigma)
+    pool, done = subject.pool(options.split), {row["idx"] for row in read(path)}
+    todo = [index for index in pool.spaced(options.images) if index not in done]
+    smoothed = Smoothed(subject.model, sigma=sigma)
     with Progress(transient=True) as progress, path.open("a", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         if file.tell() == 0:
@@ -67,16 +58,15 @@ def main(words: Sequence[str]) -> int:
         bar = progress.add_task("certifying", total=len(todo))
         for first in range(0, len(todo), options.batch_size):
             ids = torch.tensor(todo[first : first + options.batch_size])
-            batch = collate([dataset[index] for index in ids.tolist()])
-            check_batch(batch[0], batch[1], classifier.channels, classifier.classes)
+            inputs, target = pool.batch(ids.tolist(), subject.channels, subject.classes)
             start = time.perf_counter()
-            inputs = batch[0].to(classifier.device)
+            inputs = inputs.to(subject.device)
             with observing(smoothed, options.seed), randomness.keyed(options.seed, ids.to(inputs.device)):
                 found = smoothed.certify(
                     inputs, n0=options.selection, n=options.samples, alpha=options.alpha, chunk=options.chunk
                 )
             seconds = (time.perf_counter() - start) / len(ids)
-            columns = (ids, batch[1], found.label, found.radius, found.count)
+            columns = (ids, target, found.label, found.radius, found.count)
             for index, label, said, radius, count in zip(*(c.tolist() for c in columns), strict=True):
                 outcome = (index, label, said, repr(radius), int(said == label))
                 writer.writerow((*outcome, f"{seconds:.4g}", count, options.samples))
@@ -126,7 +116,7 @@ def _report(rows: list[dict[str, Any]], sigma: float, path: Path) -> None:
 
 def _agree(path: Path, terms: dict[str, Any], table: Path) -> None:
     """Certificates of one file share their terms: refuse to mix."""
-    if path.exists() and table.exists():
+    if path.exists() and read(table):
         before = json.loads(path.read_text())
         differ = [key for key in terms if before.get(key) != terms[key]]
         require(
@@ -136,29 +126,13 @@ def _agree(path: Path, terms: dict[str, Any], table: Path) -> None:
     path.write_text(json.dumps(terms, indent=2) + "\n")
 
 
-def _fingerprint(classifier: torch.nn.Module) -> str:
-    """Digits that differ between weights, and are the same on every device."""
-    digest = hashlib.sha256()
-    for tensor in classifier.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _data(command: Any, split: str) -> tuple[Any, Any]:
-    data = command.datamodule
-    data.prepare_data()
-    data.setup("validate" if split == "val" else "test")
-    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    return loader.dataset, loader.collate_fn
-
-
 def _options() -> Options:
     parser = Options(
         "certify",
-        "Certify the smoothed classifier of a run (Cohen et al. 2019). A second call goes on "
-        "where the first one stopped. Further options override the run's configuration.",
+        "Certify the smoothed classifier of a network (Cohen et al. 2019). A second call goes on "
+        "where the first one stopped. Further options override the configuration.",
     )
-    add_run_options(parser)
+    add_subject_options(parser)
     parser.add_argument("--sigma", type=float, help="noise in pixel units (default: as trained with)")
     parser.add_argument(
         "--samples", type=int, default=10_000, help="noise draws for the bound (default: 10000)"
@@ -178,5 +152,4 @@ def _options() -> Options:
         "--chunk", type=int, default=1000, help="noisy copies that pass at once (default: 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="fixes the noise (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     return parser

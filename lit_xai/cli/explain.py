@@ -1,4 +1,4 @@
-"""`lit-xai explain`: maps of a finished run, for validation images or for image files of one's own."""
+"""`lit-xai explain`: maps of a network, for validation images or for image files of one's own."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lit_xai.callbacks import gallery
 from lit_xai.cli.options import Options
-from lit_xai.cli.runs import add_run_options, checkpoint_of, config_of, load_weights
-from lit_xai.cli.trainer import Command, prepare, quiet
+from lit_xai.cli.subject import Subject, add_subject_options, read_subject
+from lit_xai.cli.trainer import prepare
 from lit_xai.data.decode import decode, fit
 from lit_xai.observe import explain, observing
 from lit_xai.types import check_batch, require, require_at_least
@@ -22,25 +22,18 @@ PER_SHEET = 8
 
 def main(words: Sequence[str]) -> int:
     """Write `maps.npz` and sheets of pictures; the model is left as it was."""
-    quiet()
-    options, overrides = _options().parse_known_args(list(words))
+    options, more = _options().split(words)
     require_at_least(1, samples=options.samples, batch_size=options.batch_size)
-    run = options.run
-    weights = checkpoint_of(run, options.checkpoint)
-    command = Command(["--config", str(config_of(run)), *overrides, "--out", str(run)], "explain")
-    classifier = command.model.to(pick_device(options.device))
-    load_weights(classifier, weights)
-    attributions = dict(command.config_init.explain.attributions)
+    subject = read_subject("explain", options, more)
+    attributions = dict(subject.config.explain.attributions)
     require(
         bool(attributions),
-        "`explain.attributions` of this run is empty: name some, e.g. `--config MENU.yaml`.",
+        "`explain.attributions` is empty: name some, e.g. `--config configs/explain/menu.yaml`.",
     )
-
-    inputs, target, names = _read(command, options)
-    check_batch(inputs, torch.zeros(1, dtype=torch.int64), classifier.channels, classifier.classes)
-    out = options.output or run / "explanations" / ("files" if options.images else "validation")
-    prepare(out, command.yaml)
-    parts = list(_explained(classifier, inputs, target, attributions, options))
+    inputs, target, names = _read(subject, options)
+    out = options.output or subject.out / "explanations" / ("files" if options.images else "validation")
+    prepare(out, subject.yaml)
+    parts = list(_explained(subject, inputs, target, attributions, options))
     pictures: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     pictures["names"] = np.array(names)
     np.savez_compressed(out / "maps.npz", **pictures)
@@ -53,9 +46,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _explained(
-    classifier: Any, inputs: Tensor, target: Tensor | None, attributions: dict[str, Any], options: Any
+    subject: Subject, inputs: Tensor, target: Tensor | None, attributions: dict[str, Any], options: Any
 ) -> Iterator[dict[str, Any]]:
-    model, device = classifier.model, classifier.device
+    model, device = subject.model, subject.device
     for rows in track(
         torch.split(torch.arange(len(inputs)), options.batch_size), "explaining", transient=True
     ):
@@ -69,44 +62,36 @@ def _explained(
         yield {key: value.cpu().numpy() for key, value in shown.items()}
 
 
-def _read(command: Any, options: Any) -> tuple[Tensor, Tensor | None, list[str]]:
+def _read(subject: Subject, options: Any) -> tuple[Tensor, Tensor | None, list[str]]:
     """Images, the classes to explain (None: the predicted ones), and what the images are called."""
-    data = command.datamodule
-    data.prepare_data()
-    data.setup("validate")
-    loader = data.val_dataloader()
-    count = 1 if options.images else min(options.samples, len(loader.dataset))
-    batch = loader.collate_fn([loader.dataset[index] for index in range(count)])
+    pool = subject.pool("val")
     if not options.images:
-        return batch[0], batch[1], [f"validation {index}" for index in range(count)]
-    channels, height, width = batch[0].shape[1:]
+        count = min(options.samples, len(pool))
+        names = [f"validation {index}" for index in range(count)]
+        return *pool.batch(range(count), subject.channels, subject.classes), names
+    channels, height, width = pool.first().shape[1:]
     # All files are read before the first is explained: a broken one costs nothing.
     require(
         height == width, f"image files become squares, but the images of this run are {height} x {width}."
     )
     files = (fit(decode(path, f"image {path}", channels), height) for path in options.images)
     images = torch.stack(list(files)).to(torch.float32) / 255
+    check_batch(images, torch.zeros(1, dtype=torch.int64), subject.channels, subject.classes)
     fixed = None if options.target is None else torch.full((len(images),), options.target)
     require(
-        options.target is None or 0 <= options.target < command.model.classes,
-        f"`--target` must lie in 0..{command.model.classes - 1}, got {options.target}.",
+        options.target is None or 0 <= options.target < subject.classes,
+        f"`--target` must lie in 0..{subject.classes - 1}, got {options.target}.",
     )
     return images, fixed, [str(path) for path in options.images]
-
-
-def pick_device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _options() -> Options:
     parser = Options(
         "explain",
-        "Write maps as PNG and NPZ. Further options override the run's configuration, "
+        "Write maps as PNG and NPZ. Further options override the configuration, "
         "e.g. --config configs/explain/menu.yaml.",
     )
-    add_run_options(parser)
+    add_subject_options(parser)
     parser.add_argument(
         "--images", type=Path, nargs="+", metavar="PATH", help="image files instead of validation images"
     )
@@ -115,7 +100,8 @@ def _options() -> Options:
     )
     parser.add_argument("--samples", type=int, default=16, help="validation images (default: 16)")
     parser.add_argument("--batch_size", type=int, default=32, help="images at a time (default: 32)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: explanations/ in the run folder")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: explanations/ in the folder of the run"
+    )
     parser.add_argument("--seed", type=int, default=0, help="fixes all random draws (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     return parser

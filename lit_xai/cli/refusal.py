@@ -68,13 +68,19 @@ def _first(patterns: Iterable[str], text: str) -> str | None:
 
 
 def _no_such(kind: str, name: str, accepted: set[str]) -> str:
-    """The refusal of a name, with the nearest one that is accepted: whole, or by its last part."""
-    head, _, last = name.rpartition(".")
-    near = get_close_matches(name, accepted, 1)
+    """The refusal of a name, with the nearest one that is accepted: whole, or by its parts."""
+    last = name.rpartition(".")[2]
+    near = [other for other in get_close_matches(name, accepted, 3) if _alike(last, other)]
     if not near:
-        ends = {other.rpartition(".")[2] for other in accepted}
-        near = [f"{head}.{end}".lstrip(".") for end in get_close_matches(last, ends, 1)]
+        parts = {part for other in accepted for part in other.split(".")}
+        strange = [part for part in name.split(".") if part not in parts]
+        near = [name.replace(part, end) for part in strange for end in get_close_matches(part, parts, 1)]
     return f"there is no {kind} {name!r}{f': did you mean {near[0]!r}?' if near else '.'}"
+
+
+def _alike(last: str, other: str) -> bool:
+    """Whether the last parts are: a long way that two names share says nothing."""
+    return bool(get_close_matches(last, [other.rpartition(".")[2]], 1, cutoff=0.5))
 
 
 def _accepted(unknown: str, text: str, parser: jsonargparse.ArgumentParser) -> set[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,11 +18,24 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # The rooms are imported so that a YAML may name their classes without a path.
 from lit_xai import attacks, attributions, data, metrics, models, objectives, optim  # noqa: F401
-from lit_xai.callbacks import BortResidual, CsvLog, Explain, Robustness, RunFolder, WandbMirror
+from lit_xai.callbacks import (
+    BortResidual,
+    CatastrophicOverfitting,
+    CsvLog,
+    EarlyStop,
+    Explain,
+    Robustness,
+    RunFolder,
+    WandbMirror,
+)
 from lit_xai.callbacks.progress import EpochLines
 from lit_xai.classifier import Classifier
+from lit_xai.cli import TRAINER
 from lit_xai.cli.refusal import Refusal, in_one_line, register_types
-from lit_xai.cli.runs import chosen_run, config_of, load_weights
+from lit_xai.cli.runs import chosen_run, config_of
+from lit_xai.cli.weights import load_weights
+from lit_xai.evaluation import fingerprint
+from lit_xai.evaluation.journal import replace
 from lit_xai.study import write_report
 from lit_xai.types import require
 
@@ -29,18 +43,41 @@ USAGE = "lit-xai fit --config FILE [--config FILE …] [--OPTION VALUE …] [--p
 KEYS_OF_A_RUN = ("resume", "config")  # said on the command line, not part of what a run is
 
 
+def add_explain(parser: LightningArgumentParser) -> None:
+    """The part `explain:` of a configuration."""
+    parser.add_lightning_class_args(Explain, "explain")
+    parser.set_defaults({"explain.attributions": {}, "explain.metrics": {}})
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of after a page of usage."""
+
+    amend: Callable[[Namespace], object] | None = None  # changes what was parsed
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise Refusal(in_one_line(message, self))
 
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        config: Namespace = super().parse_args(*args, **options)
+        if self.amend is not None:
+            self.amend(config)
+        return config
+
+
+Section = Callable[[Parser], object]  # adds a part of its own to a configuration
+
 
 class Command(LightningCLI):
-    """One configuration: classifier, data, trainer, what to explain, where to write."""
+    """One configuration: classifier, data, trainer, what to explain, where to write.
 
-    def __init__(self, words: Sequence[str], verb: str) -> None:
-        self.verb = verb
+    Args:
+        words: Options.
+        verb: The command; one that is no verb of a Trainer gets none.
+        section: Adds a part of the command's own.
+    """
+
+    def __init__(self, words: Sequence[str], verb: str, section: Section | None = None) -> None:
+        self.verb, self.section = verb, section
         register_types()
         super().__init__(
             Classifier,
@@ -81,13 +118,15 @@ class Command(LightningCLI):
             default="auto",
             help="Weights & Biases: auto goes online only where credentials exist.",
         )
-        parser.add_lightning_class_args(Explain, "explain")
+        add_explain(parser)
+        if self.section is not None and isinstance(parser, Parser):
+            self.section(parser)
         parser.add_lightning_class_args(Robustness, "robustness")
+        parser.add_lightning_class_args(CatastrophicOverfitting, "guard")
+        parser.add_lightning_class_args(EarlyStop, "early_stopping")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "explain.attributions": {},
-                "explain.metrics": {},
                 "robustness.metrics": {},
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/accuracy",
@@ -114,6 +153,8 @@ class Command(LightningCLI):
             raise Refusal(in_one_line(str(error), self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
+        if self.verb not in TRAINER:
+            return None
         lively = sys.stderr.isatty()
         # Lightning's `save_last` would leave out every epoch that is not the best so far.
         last = ModelCheckpoint(
@@ -162,8 +203,10 @@ def fit(command: Command) -> int:
         f"`out` {command.out} already holds a run: add `--resume true` to go on with it, "
         "or choose another folder.",
     )
+    before = ""
     if resume:
         load_weights(command.model, last)  # a broken or foreign file is refused before anything is written
+        before = fingerprint(command.model)
         keep_earlier(command.out / "config.yaml", command.yaml)
     prepare(command.out, command.yaml)
     trainer = command.trainer
@@ -171,6 +214,10 @@ def fit(command: Command) -> int:
         logger.log_hyperparams({"config": command.yaml})
     path = str(last) if resume else None
     status = guarded(trainer, lambda: trainer.fit(command.model, command.datamodule, ckpt_path=path))
+    if resume and trainer.is_global_zero:
+        load_weights(command.model, last)
+        if fingerprint(command.model) != before:
+            set_aside(command.out)
     if status == 130:
         print("lit-xai: stopped; `--resume true` goes on from the last finished epoch.", file=sys.stderr)
     if status == 0 and trainer.is_global_zero:
@@ -236,12 +283,22 @@ def keep_earlier(path: Path, yaml: str) -> None:
         path.rename(path.with_name(f"config_before_{number}.yaml"))
 
 
+def set_aside(out: Path) -> None:
+    """Rename what was measured on weights that are no longer those of the run."""
+    for name in ("attack", "certificates.tsv", "certificates.json"):
+        path = out / name
+        if path.exists():
+            number = len(list(out.glob(f"{path.stem}_before_*{path.suffix}"))) + 1
+            kept = path.rename(path.with_stem(f"{path.stem}_before_{number}"))
+            print(f"lit-xai: {path} is of earlier weights: it is {kept.name} now.", file=sys.stderr)
+
+
 @rank_zero_only
 def prepare(out: Path, yaml: str) -> None:
     """Make the run folder and write the configuration, or say why that cannot be."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml)
+        replace(out / "config.yaml", yaml)
     except OSError as error:
         raise ValueError(
             f"`out` {out} cannot be written ({error.strerror}): choose another folder."
@@ -251,7 +308,9 @@ def prepare(out: Path, yaml: str) -> None:
 def quiet() -> None:
     """Silence what every run says and nobody can act on."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_TIPS))
+        logging.getLogger(name).addFilter(
+            lambda record: not record.getMessage().split("] ")[-1].startswith(_TIPS)
+        )
     for text in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", text)
 

@@ -51,11 +51,11 @@ def test_wrong_types_are_refused_with_the_remedy(
 
 
 def test_a_fingerprint_tells_weights_apart_and_knows_them_again() -> None:
-    from lit_xai.cli.certify import _fingerprint
+    from lit_xai.evaluation import fingerprint
 
     torch.manual_seed(0)
     first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    assert _fingerprint(first) == _fingerprint(first)
-    assert _fingerprint(first) != _fingerprint(second)
+    assert fingerprint(first) == fingerprint(first)
+    assert fingerprint(first) != fingerprint(second)
     second.load_state_dict(first.state_dict())
-    assert _fingerprint(first) == _fingerprint(second)
+    assert fingerprint(first) == fingerprint(second)

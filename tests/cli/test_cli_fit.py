@@ -1,4 +1,4 @@
-"""The command line on real digits: train, look again, explain, certify, resume; and what it refuses."""
+"""The command line on real digits: train, look again, explain, resume; and what it refuses."""
 
 import csv
 import json
@@ -17,43 +17,10 @@ import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from small_runs import ROOT, WORDS
 
 from lit_xai.cli import main
 from lit_xai.cli.trainer import Command, guarded, prepare
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
-WORDS = [
-    "--config",
-    str(CONFIGS / "quickstart.yaml"),
-    "--config",
-    str(CONFIGS / "data" / "sklearn_digits.yaml"),
-    "--trainer.max_epochs=2",
-    "--trainer.limit_train_batches=6",
-    "--trainer.accelerator=cpu",
-    "--explain.samples=7",
-    "--explain.batch_size=3",
-    "--robustness.samples=9",
-    "--wandb=disabled",
-]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["fit", *WORDS, "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
-    def ask(words: list[str]) -> str:
-        assert main(words) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1, said
-        return said
-
-    return ask
 
 
 def metrics(folder: Path) -> dict[str, float]:
@@ -148,25 +115,6 @@ def test_explain_takes_image_files(run: Path, tmp_path: Path) -> None:
         assert maps["target"] == maps["prediction"]
 
 
-def test_certify_keeps_counts_and_goes_on_where_it_stopped(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["certify", "--run", str(run), "--sigma=0.25", "--samples=200", "--images=4", "--batch_size=2"]
-    assert main(words) == 0
-    table = run / "certificates.tsv"
-    whole = table.read_text()
-    lines = whole.splitlines()
-    assert len(lines) == 5
-    without_time = [line.split("\t")[:5] + line.split("\t")[6:] for line in lines]
-    table.write_text("\n".join(lines[:3]) + "\n" + lines[3][:6])  # cut off in the middle of a line
-    assert main(words) == 0
-    again = [line.split("\t") for line in table.read_text().splitlines()]
-    assert [line[:5] + line[6:] for line in again] == without_time
-    assert main([*words, "--sigma=0.5"]) == 2  # certificates of two kinds are not mixed in one file
-    assert "made with other terms (sigma)" in capsys.readouterr().err
-    assert len(table.read_text().splitlines()) == 5
-
-
 def test_resuming_gives_the_weights_of_one_go(tmp_path: Path, run: Path) -> None:
     half = tmp_path / "half"
     assert main(["fit", *WORDS, "--out", str(half), "--trainer.limit_val_batches=1"]) == 0
@@ -177,7 +125,11 @@ def test_resuming_gives_the_weights_of_one_go(tmp_path: Path, run: Path) -> None
     )
     assert done.returncode == 130, done.stderr
     assert json.loads((stopped / "status.json").read_text())["state"] == "interrupted"
+    (stopped / "attack" / "quick").mkdir(parents=True)  # measured on weights that will be no more
     assert main(["fit", *one, "--resume=true"]) == 0
+    (stopped / "attack_before_1").rename(stopped / "attack")
+    assert main(["fit", *one, "--resume=true"]) == 0  # nothing is left to train
+    assert (stopped / "attack" / "quick").is_dir()
     first, second = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for folder in (half, stopped)
