@@ -29,6 +29,7 @@ _L2 = L2()
 _OVER = 1e-3  # how far beyond the boundary a step aims, as a share of the distance
 _STRETCH = 1.5  # most that a radius changes at once
 _GROWTH = 1.2  # least growth of the radius at once until the first flip
+_ON = 0.01  # share of the distance within which a point counts as on the boundary
 _LEAST = 0.2  # least cosine between direction and normal for which the plane is believed
 
 
@@ -124,6 +125,7 @@ def walk(
         leave: Halfway, images leave whose plane is further than this multiple of their nearest flip.
     """
     inputs = ledger.inputs[index]
+    parallel = 1 - max(tolerance, 16 * torch.finfo(inputs.dtype).eps)
     for step in range(steps):
         delta = points - inputs
         length = _L2.length(delta)
@@ -135,7 +137,9 @@ def walk(
         along, found = inner(gradient, free) / slope, ledger.found[index]
         flat = slope <= 1e-30
         plane = torch.where(flat, length, climb.gap / slope + along)
-        stay = plane.isfinite() & (~found | (along < (1 - tolerance) * reach))
+        # Nothing to gain: on the boundary, and the input straight ahead.
+        settled = (along >= parallel * reach) & (climb.gap.abs() <= _ON * slope * length)
+        stay = plane.isfinite() & ~(found & settled)
         if 2 * step in (steps, steps - 1):
             stay &= plane < leave * ledger.length[index]
         if not stay.all():  # one host sync per step, for the passes it saves
@@ -145,14 +149,13 @@ def walk(
             radius = None if radius is None else radius[stay]
             if not len(index):
                 return
-        # The direction is a unit(z - x) + b u, of which only two numbers a and b an image are needed ...
+        # The unit vector along unit(z - x) + share u, and its cosine with u, with no more passes over images.
         share = 0.01 + (turn - 0.01) * (1 + math.cos(math.pi * step / steps)) / 2
         slant = along / length.clamp(min=1e-30)
         norm = (1 + 2 * share * slant + share**2).clamp(min=0.01).sqrt()
         direction = torch.addcmul(
             gradient * column(share / (norm * slope)), delta, column(1 / (norm * length.clamp(min=1e-30)))
         )
-        # ... as its cosine with u.
         cosine = ((slant + share) / norm).clamp(min=_LEAST)
         if step or radius is None:
             goal = ((1 + _OVER) * plane / cosine).clamp(length / _STRETCH, length * _STRETCH)
