@@ -144,6 +144,7 @@ def judge(plan: Plan, rows: Rows, classes: int) -> list[Gate]:
     lost = accuracy < chance + 0.15 * (1 - chance)
     names = list(plan.members)
     late = [name for name in plan.black_box if set(names[: names.index(name)]) - set(plan.black_box)]
+    late = [name for name in late if any(row.member == name for row in attacked)]  # an image still stood
     gained = sum(row.fooled for row in attacked if row.member in late)
     masked = gained > max(1, _HELP * count)
     return [
@@ -171,7 +172,7 @@ def judge(plan: Plan, rows: Rows, classes: int) -> list[Gate]:
             f"{' and '.join(late)} lowered accuracy by {gained / count:.2%} after attacks that see gradients"
             + (": gradients are masked, and the number is too high." if masked else ".")
             if late
-            else "No attack without gradients followed those with gradients.",
+            else "No attack without gradients had images left after those with gradients.",
         ),
     ]
 

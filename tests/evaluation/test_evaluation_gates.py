@@ -214,6 +214,7 @@ def test_gates_of_a_finished_evaluation():
     assert judged(100, 300, 0, within=False)["budget"].passed is False
     assert judged(100, 300, 50, black_box=[])["masking"].passed is None
     assert judged(100, 300, 50, black_box=["pgd", "square"])["masking"].passed is None
+    assert judged(100, 900, 0)["masking"].passed is None  # nothing stood when Square came
 
 
 @dataclass(frozen=True)
