@@ -31,7 +31,7 @@ class ClosestBoundary(Search):
     boundary is more than `leave` times as far as the nearest flip, and any walk that has nothing to gain.
 
     The default costs about 40 input gradients, never more than 41, and 85 forward passes for an image.
-    `THOROUGH` costs some 230 and 480.
+    `THOROUGH` costs some 275 and 565.
 
     Args:
         starts: Random starts, at least 0.
@@ -94,4 +94,4 @@ class ClosestBoundary(Search):
         ledger.bar(None)
 
 
-THOROUGH = ClosestBoundary(starts=20, steps=10, first=10, last=30)
+THOROUGH = ClosestBoundary(starts=20, steps=10, first=10, last=80)
