@@ -3,4 +3,4 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh" test
 export OMP_NUM_THREADS=1
-exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup "$@"
+exec python -m pytest -n "${TEST_PROCESSES:-2}" "$@"
