@@ -3,13 +3,14 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -67,6 +68,8 @@ class Classifier(L.LightningModule):
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.loss = MeanMetric()
         self._checked: set[str] = set()
+        self._steps = 0.0  # of the run, if it has an end
+        self._update = 0  # which of the objective's optimizer steps on the batch at hand
 
     def forward(self, inputs: Images) -> Logits:
         logits: Logits = self.model(inputs)
@@ -79,6 +82,17 @@ class Classifier(L.LightningModule):
             f"`model.classes` must be the number of classes of the data, {offered}, got {self.classes}.",
         )
 
+    def on_train_start(self) -> None:
+        # Of a run without an end every step is as good as the last.
+        steps = self.trainer.estimated_stepping_batches
+        self._steps = steps if math.isfinite(steps) else 0.0
+        updates, accumulated = self.objective.updates, self.trainer.accumulate_grad_batches
+        require(
+            updates == 1 or accumulated == 1,
+            f"`trainer.accumulate_grad_batches` must be 1 for an objective of {updates} steps on each batch, "
+            f"got {accumulated}.",
+        )
+
     def on_train_epoch_start(self) -> None:
         # An epoch draws the same numbers whether the run came here in one go or was resumed.
         seed = os.environ.get("PL_GLOBAL_SEED")
@@ -87,6 +101,10 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         inputs, target = self._checked_batch("train", batch)
+        inputs, target = self.objective.share(inputs, target, self._update)
+        progress = min(1.0, self.trainer.global_step / self._steps) if self._steps else 1.0
+        for _, part in self._objectives():
+            part.progress = progress
         terms = self.objective(self.model, inputs, target)
         total = torch.stack(list(terms.values())).sum()
         self.log_dict(
@@ -97,6 +115,28 @@ class Classifier(L.LightningModule):
             sync_dist=True,
         )
         return total
+
+    def optimizer_step(  # type: ignore[override]
+        self, epoch: int, batch_idx: int, optimizer: Optimizer, closure: Callable[[], Any] | None = None
+    ) -> None:
+        # Each call of the closure is a training step on the same batch, with a gradient of its own.
+        for update in range(self.objective.updates):
+            self._update = update
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        carried = {name: part.carried for name, part in self._objectives() if part.carried is not None}
+        if carried:
+            many = self.trainer.world_size > 1
+            checkpoint["carried"] = {
+                name: self.all_gather(state) if many else state[None] for name, state in carried.items()
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        objectives = dict(self._objectives())
+        for name, states in checkpoint.get("carried", {}).items():
+            if len(states) == self.trainer.world_size and name in objectives:
+                objectives[name].carried = states[self.global_rank]
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -117,6 +157,12 @@ class Classifier(L.LightningModule):
         require(math.isfinite(steps), "`schedule` needs a run that ends: set `trainer.max_epochs`.")
         scheduler = self.schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _objectives(self) -> Iterator[tuple[str, Objective]]:
+        """The objective and those that it wraps, by name."""
+        for name, part in self.objective.named_modules():
+            if isinstance(part, Objective):
+                yield name, part
 
     def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
         inputs, target = self._checked_batch(stage, batch)

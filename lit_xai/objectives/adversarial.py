@@ -7,8 +7,8 @@ from torch import nn
 
 from lit_xai.attacks.base import Attack
 from lit_xai.models.modes import evaluating
-from lit_xai.objectives.base import Objective
-from lit_xai.types import Images, Labels, Scalar
+from lit_xai.objectives.base import Objective, Terms, Views
+from lit_xai.types import Images, Labels
 
 
 class AdversarialTraining(Objective):
@@ -32,7 +32,10 @@ class AdversarialTraining(Objective):
     def extra_repr(self) -> str:
         return f"attack={self.attack!r}, train_mode_attack={self.train_mode_attack!r}"
 
-    def forward(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scalar]:
+    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
         with nullcontext() if self.train_mode_attack else evaluating(model):
-            attacked = self.attack(model, inputs, target).detach()
+            return (self.attack(model, inputs, target).detach(),)
+
+    def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
+        (attacked,) = views
         return {"adversarial_cross_entropy": F.cross_entropy(model(attacked), target)}

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_xai.objectives.base import Objective
-from lit_xai.types import Images, Labels, Scalar, require_positive
+from lit_xai.objectives.base import Objective, Terms, Views
+from lit_xai.types import Images, Labels, require_positive
 
 
 class GaussianAugmentation(Objective):
@@ -27,6 +27,9 @@ class GaussianAugmentation(Objective):
     def extra_repr(self) -> str:
         return f"sigma={self.sigma!r}"
 
-    def forward(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scalar]:
-        noisy = inputs + self.sigma * torch.randn_like(inputs)
+    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
+        return (inputs + self.sigma * torch.randn_like(inputs),)
+
+    def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
+        (noisy,) = views
         return {"noisy_cross_entropy": F.cross_entropy(model(noisy), target)}

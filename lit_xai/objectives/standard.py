@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import nn
 
-from lit_xai.objectives.base import Objective
-from lit_xai.types import Images, Labels, Scalar, require
+from lit_xai.objectives.base import Objective, Terms, Views
+from lit_xai.types import Labels, require
 
 
 class CrossEntropy(Objective):
@@ -27,6 +27,7 @@ class CrossEntropy(Objective):
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing!r}"
 
-    def forward(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scalar]:
+    def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
+        (inputs,) = views
         loss = F.cross_entropy(model(inputs), target, label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
