@@ -191,6 +191,29 @@ def shared_by_norm(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
     return (places / x.shape[1]).view_as(x[:, 0])[:, None].expand_as(x)
 
 
+def traced_back(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """sum_i <w_i, x> w_i / |w_i|^2 over all classes, where that is positive."""
+    units = nn.functional.normalize(w)
+    return (x.flatten(1) @ units.T @ units).clamp(min=0).view_as(x)
+
+
+def along_rows(epsilon: float, steps: int, finest: float) -> ClosedForm:
+    """Along w_j / |w_j|^2 - w_c / |w_c|^2, j the runner-up: the first of the lengths at which x is not c."""
+
+    def form(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+        logits = x.flatten(1) @ w.T + b
+        rows = w / w.square().sum(1, keepdim=True)
+        unit = nn.functional.normalize(rows[logits.argsort(1)[:, -2]] - rows[c]).view_as(x)
+        points = x
+        for step in reversed(range(steps)):
+            there = (x + epsilon * finest ** (1 - step / (steps - 1)) * unit).clamp(0, 1)
+            left = (there.flatten(1) @ w.T + b).argmax(1) != c
+            points = torch.where(left[:, None, None, None], there, points)
+        return points
+
+    return form
+
+
 SEARCH = attacks.DDN(steps=15)
 
 
@@ -309,6 +332,10 @@ ATTRIBUTIONS: list[Row] = [
     Row(a.RAP(), influence),
     Row(a.RAP(addition="released"), influence),
     Row(a.RSP()),  # refuses the linear classifier, which has no ReLU with places
+    Row(a.SaliencyByTracing()),  # refuses the linear classifier, which has no layer with places
+    Row(a.SaliencyByTracing(features=5, threshold=1.5, skip_border=False, pooling="indices", chunk=7)),
+    Row(a.TraceBack(), traced_back),
+    Row(a.TraceBack(pooling="indices", guided=True), traced_back),
     Row(metrics.RandomMap(), draws=True),
     Row(metrics.EdgeMap()),
 ]
@@ -319,6 +346,16 @@ ATTACKS: list[Row] = [
     Row(attacks.LinfPGD(epsilon=0.1, steps=3), worst_in_cube, classes=2, draws=True),
     Row(attacks.L2PGD(epsilon=0.1, random_start=False), worst_in_ball, classes=2),
     Row(attacks.L2PGD(epsilon=0.1, steps=3), draws=True),
+    Row(attacks.NudgedPGD(epsilon=0.1, steps=3), worst_in_cube, classes=2, draws=True),
+    Row(
+        attacks.NudgedPGD(epsilon=0.1, norm=attacks.L2(), steps=3, spread=1e-6),
+        worst_in_ball,
+        classes=2,
+        tolerance=1e-4,
+        draws=True,
+    ),
+    Row(attacks.RandomNeighbour(epsilon=0.1), draws=True),
+    Row(attacks.RandomNeighbour(epsilon=0.5, norm=attacks.L2()), draws=True),
     Row(SEARCH, to_boundary, tolerance=1e-4),
     Row(
         attacks.LinfPGD(0.1, 4, restarts=2, loss=attacks.LogitMargin(), best=True),
@@ -388,13 +425,68 @@ ATTACKS: list[Row] = [
         a.MassCentreAttack(epsilon=0.1, method=a.IntegratedGradients(steps=3), steps=4, betas=None),
         draws=True,
     ),
+    Row(attacks.SemanticPattern(epsilon=9.0, steps=12, finest=0.002), along_rows(9.0, 12, 0.002)),
+    Row(attacks.SemanticPattern(epsilon=9.0, features=3, strength=0.5, subtract=False, pooling="indices")),
+    Row(attacks.SemanticPattern(epsilon=9.0, aim=attacks.RandomClass(), guided=True), draws=True),
 ]
 
 OBJECTIVES: list[Row] = [
     Row(objectives.CrossEntropy()),
     Row(objectives.CrossEntropy(label_smoothing=0.1)),
     Row(objectives.AdversarialTraining(attack=attacks.L2PGD(epsilon=0.5, steps=2)), draws=True),
+    Row(
+        objectives.AdversarialTraining(attacks.LinfPGD(0.1, 2), "frozen", warmup=0.5, label_smoothing=0.1),
+        draws=True,
+    ),
+    Row(objectives.Trades(attacks.NudgedPGD(0.1, steps=2)), draws=True),
+    Row(
+        objectives.Trades(attacks.L2PGD(0.5, steps=2), beta=1.0, batch_norm="frozen", joint=True), draws=True
+    ),
+    Row(objectives.Mart(attacks.NudgedPGD(0.5, attacks.L2(), steps=2)), draws=True),
+    Row(objectives.Mart(attacks.LinfPGD(0.1, steps=2), batch_norm="train", joint=True), draws=True),
+    Row(objectives.AdversarialLogitPairing(attacks.L2PGD(0.5, steps=2)), draws=True),
+    Row(objectives.AdversarialLogitPairing(attacks.FGSM(0.1), clean=0.0, batch_norm="frozen")),
     Row(objectives.GaussianAugmentation(sigma=0.25), draws=True),
+    Row(objectives.StabilityTraining(sigma=0.25, weight=2.0), draws=True),
+    Row(objectives.StabilityTraining(sigma=0.25, weight=1.0, entropy=1.0), draws=True),
+    Row(objectives.Consistency(sigma=0.25, samples=2, weight=10.0, entropy=0.5), draws=True),
+    Row(objectives.Consistency(sigma=0.25, samples=3, weight=1.0, chunked=True), draws=True),
+    Row(objectives.SmoothAdv(sigma=0.25, epsilon=0.5, steps=2, samples=2), draws=True),
+    Row(objectives.SmoothAdv(0.25, 0.5, steps=1, samples=2, all_noises=False), draws=True),
+    Row(objectives.SmoothAdv(0.25, 0.5, steps=1, samples=2, consistency=1.0, entropy=0.5), draws=True),
+    Row(objectives.Macer(sigma=0.25, samples=4, weight=1.0, gamma=8.0, beta=1.0), draws=True),
+    Row(objectives.FastAdversarial(epsilon=0.1), draws=True),
+    Row(objectives.GradAlign(epsilon=0.1), draws=True),
+    Row(objectives.GradAlign(epsilon=0.1, beta=1.0, batch_norm="train", warmup=0.5), draws=True),
+    Row(objectives.FreeAdversarial(epsilon=0.01, replays=2)),
+    Row(objectives.GradientPenalty(beta=0.01)),
+    Row(
+        objectives.GradientPenalty(beta=0.01, objective=objectives.GaussianAugmentation(sigma=0.25)),
+        draws=True,
+    ),
+    Row(
+        objectives.AttributionAlignment(
+            attribution=a.Saliency(), attack=attacks.L2PGD(epsilon=0.5, steps=2, random_start=False)
+        )
+    ),
+    Row(
+        objectives.AttributionAlignment(
+            attribution=a.SmoothGrad(samples=2),
+            attack=attacks.RandomNeighbour(epsilon=0.1),
+            objective=objectives.FastAdversarial(epsilon=0.1),
+            softplus=10.0,
+        ),
+        draws=True,
+    ),
+    Row(objectives.WeightPerturbed(objective=objectives.CrossEntropy())),
+    Row(
+        objectives.WeightPerturbed(
+            objective=objectives.FastAdversarial(epsilon=0.1), gamma=0.005, warmup=0.2
+        ),
+        draws=True,
+    ),
+    Row(objectives.DBort()),
+    Row(objectives.DBort(objectives.GaussianAugmentation(sigma=0.2), weight=0.1, power=0.5), draws=True),
 ]
 
 METRICS: list[Row] = [

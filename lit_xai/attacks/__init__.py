@@ -23,11 +23,14 @@ from lit_xai.attacks.losses import (
     RandomClass,
     RunnerUp,
 )
+from lit_xai.attacks.neighbour import RandomNeighbour
 from lit_xai.attacks.norms import L1, L2, Linf, Norm
+from lit_xai.attacks.nudged import NudgedPGD
 from lit_xai.attacks.pgd import FGSM, L2PGD, LinfPGD, MomentumPGD
 from lit_xai.attacks.portfolio import THOROUGH, ClosestBoundary
 from lit_xai.attacks.projection import FABProjection
 from lit_xai.attacks.released import PyAutoAttack, PyAutoAttackMember
+from lit_xai.attacks.semantic import SemanticPattern
 from lit_xai.attacks.square import Square
 
 __all__ = [
@@ -62,13 +65,16 @@ __all__ = [
     "Members",
     "MomentumPGD",
     "Norm",
+    "NudgedPGD",
     "Outcome",
     "PGDGrid",
     "PyAutoAttack",
     "PyAutoAttackMember",
     "RandomClass",
+    "RandomNeighbour",
     "RunnerUp",
     "Search",
+    "SemanticPattern",
     "Square",
     "Suite",
 ]

@@ -211,7 +211,6 @@ def largest(pool: MaxPool, step: Step, twin: Step, message: Tensor) -> Tensor:
     return back
 
 
-@torch.no_grad()
 def _twins(method: Attribution, model: nn.Module, tape: Tape, starts: Starts) -> dict[int, Step]:
     """The step that did the same for the baseline, by the output of each step."""
     for some in (starts, starts.expand_as(tape.inputs)):

@@ -1,9 +1,13 @@
-"""Modes: a network put into eval mode for a while, and back."""
+"""Modes: a network put into another mode for a while, and back."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNorm = Literal["eval", "train", "frozen"]
 
 
 @contextmanager
@@ -20,3 +24,34 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def unnoticed(*modules: nn.Module) -> Iterator[None]:
+    """Within this context batch norms keep nothing of what passes them: no running mean, no count.
+
+    All stay in their mode: those in train mode normalise with the statistics of the batch.
+    """
+    norms = {part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)}
+    tracking = [part for part in norms if part.training and part.track_running_stats]
+    try:
+        for part in tracking:
+            part.track_running_stats = False
+        yield
+    finally:
+        for part in tracking:
+            part.track_running_stats = True
+
+
+def crafting(model: nn.Module, batch_norm: BatchNorm) -> AbstractContextManager[None]:
+    """The mode in which training images are made.
+
+    Args:
+        model: The network, in train mode.
+        batch_norm: "eval": all of the model is in eval mode. "train": it stays as it is, and batch norms
+            learn their statistics from the images on their way as well. "frozen": it stays as it is, but
+            batch norms keep nothing of what they see.
+    """
+    if batch_norm == "eval":
+        return evaluating(model)
+    return unnoticed(model) if batch_norm == "frozen" else nullcontext()

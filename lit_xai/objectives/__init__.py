@@ -2,7 +2,36 @@
 
 from lit_xai.objectives.adversarial import AdversarialTraining
 from lit_xai.objectives.base import Objective
-from lit_xai.objectives.smoothing import GaussianAugmentation
+from lit_xai.objectives.energy import DBort
+from lit_xai.objectives.explanation import AttributionAlignment, GradientPenalty
+from lit_xai.objectives.fast import FastAdversarial, GradAlign
+from lit_xai.objectives.free import FreeAdversarial
+from lit_xai.objectives.macer import Macer
+from lit_xai.objectives.noise import Chunks
+from lit_xai.objectives.smooth_adv import SmoothAdv
+from lit_xai.objectives.smoothing import Consistency, GaussianAugmentation, StabilityTraining
 from lit_xai.objectives.standard import CrossEntropy
+from lit_xai.objectives.tradeoff import AdversarialLogitPairing, Mart, Trades
+from lit_xai.objectives.weight_perturbation import WeightPerturbed
 
-__all__ = ["AdversarialTraining", "CrossEntropy", "GaussianAugmentation", "Objective"]
+__all__ = [
+    "AdversarialLogitPairing",
+    "AdversarialTraining",
+    "AttributionAlignment",
+    "Chunks",
+    "Consistency",
+    "CrossEntropy",
+    "DBort",
+    "FastAdversarial",
+    "FreeAdversarial",
+    "GaussianAugmentation",
+    "GradAlign",
+    "GradientPenalty",
+    "Macer",
+    "Mart",
+    "Objective",
+    "SmoothAdv",
+    "StabilityTraining",
+    "Trades",
+    "WeightPerturbed",
+]
