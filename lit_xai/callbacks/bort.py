@@ -1,18 +1,21 @@
 """How bounded and orthogonal the layers are."""
 
+from collections import defaultdict
 from typing import Any
 
 import lightning as L
-from torch import nn
+import torch
 
-from lit_xai.optim.bort import Amplitude, residual
+from lit_xai.optim import Amplitude, linear_maps, measures
 
 
 class BortResidual(L.Callback):
-    """Logs `bort/<layer>/residual` after each epoch: how far a layer's weight is from bounded orthogonality.
+    """Logs after each epoch how far the weights of each layer are from bounded orthogonality.
 
-    With the adaptive amplitude, so that layers trained without Bort can stand beside those trained with it:
-    ||W W^T - a I||_F / (a sqrt(m)), a = (mean row norm)^2, on the smaller side of the weight.
+    `bort/<layer>/residual` and its parts `orthogonality` and `boundedness`, `sigma_min`, `sigma_max` and
+    `cosine`, as `measures` defines them, for every convolution and linear layer; grouped convolutions within
+    their groups. The adaptive amplitude lets layers that were trained without Bort stand beside those that
+    were trained with it.
 
     Args:
         amplitude: The squared length a that rows are compared with, above 0, or "ada" for their own mean.
@@ -26,7 +29,13 @@ class BortResidual(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
-        for name, module in pl_module.model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                layer = name.removeprefix("net.")
-                pl_module.log(f"bort/{layer}/residual", residual(module.weight.detach(), self.amplitude))
+        alike = defaultdict(list)
+        for name, weight, layout in linear_maps(pl_module.model):
+            matrices = layout.matrices(weight.detach())
+            key = matrices.shape, matrices.dtype, matrices.device
+            alike[key].append((name.removeprefix("net."), matrices))
+        for layers in alike.values():
+            found = measures(torch.stack([matrices for _, matrices in layers]), self.amplitude)
+            for quantity, values in found.items():
+                for (name, _), value in zip(layers, values, strict=True):
+                    pl_module.log(f"bort/{name}/{quantity}", value)

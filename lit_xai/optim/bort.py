@@ -1,77 +1,29 @@
 """Bort: optimizers that pull each weight matrix W towards W W^T = amplitude * I.
 
-A weight of shape [out, ...] is the matrix of `out` rows that it flattens to. Of a grouped convolution all
-groups are rows of one matrix, since a parameter does not know its groups. Parameters of fewer than two
-dimensions (biases, gains) are left alone.
+A weight of shape [out, ...] is the matrix of `out` rows that it flattens to, until `constrain_linear_maps`
+has said which weights are grouped or transposed convolutions. Parameters of fewer than two dimensions (biases
+or gains) are left alone.
+
+The constraint enters in one of two ways. Coupled (`BortSGD`): it is added to the gradient, and momentum
+averages it. Decoupled (`BortAdamW`, `Bort`): it is subtracted from the weights beside the step of the
+optimizer, whose moments and adaptive scales never see it. Equal `gamma` is therefore not equal strength:
+decoupled, h = lr * gamma; coupled, h = lr * gamma / (1 - momentum).
 """
 
 import inspect
-import math
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lit_xai.types import Scalar, require, require_at_least
+from lit_xai.optim.constraint import Penalty, constrain, pulls, ready
+from lit_xai.optim.matrices import Amplitude, linear_maps
+from lit_xai.types import require
 
-Amplitude = float | Literal["ada"]
-Penalty = Literal["l2", "l1"]
-
-
-def correction(
-    weights: Float[Tensor, "stack rows columns"], amplitude: Amplitude = 1.0, penalty: Penalty = "l2"
-) -> Float[Tensor, "stack rows columns"]:
-    """The gradient of Bort's penalty, for a stack of matrices of one shape.
-
-    (W W^T - a I) W for l2, the gradient of ||W W^T - a I||^2 / 4; sign(W W^T - a I) W for l1, the gradient of
-    sum |W W^T - a I| / 2. A matrix of more rows than columns is constrained in its columns: W (W^T W - a I)
-    and W sign(W^T W - a I); for l2 that is the same matrix.
-
-    Args:
-        weights: Matrices W.
-        amplitude: Squared length a of the rows (columns), greater than 0; "ada" takes the square of their
-            mean length in each matrix, which leaves its scale free.
-        penalty: "l2" or "l1".
-
-    Source: Zhang et al. 2023, arXiv 2212.09062 (l2), and its released code (l1, "ada").
-    Deviates: the released code leaves the side to the caller for l1, which diverges for the wrong one, and
-    takes "ada" from the rows of every matrix, which shrinks those of more rows than columns to zero.
-    """
-    wide = weights.shape[1] <= weights.shape[2]
-    deviation = _gram(weights)
-    squares = deviation.diagonal(dim1=1, dim2=2)
-    if amplitude == "ada":
-        lengths = squares.sqrt()
-        mean = lengths.mean(dim=1, keepdim=True)
-        squares.copy_((lengths - mean) * (lengths + mean))  # exactly 0 for a single row: its sign counts
-    else:
-        squares.sub_(amplitude)
-    if penalty == "l1":
-        deviation = deviation.sign()
-    return deviation @ weights if wide else weights @ deviation
-
-
-def residual(weight: Float[Tensor, "rows columns *rest"], amplitude: Amplitude = 1.0) -> Scalar:
-    """How far a weight is from Bort's constraint: ||W W^T - a I||_F / (a sqrt(rows)).
-
-    The smaller side counts: columns, and their number, where they are fewer. 0 is perfect; W = 0 has 1.
-
-    Args:
-        weight: A weight of at least two dimensions.
-        amplitude: As in `correction`.
-    """
-    gram = _gram(weight.detach().flatten(1)[None])[0]
-    lengths = gram.diagonal()
-    scale = lengths.sqrt().mean().square() if amplitude == "ada" else lengths.new_tensor(amplitude)
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    error: Tensor = torch.linalg.matrix_norm(gram / scale - identity) / math.sqrt(len(gram))
-    return error
+Closure = Callable[[], Any]
 
 
 class BortSGD(SGD):
@@ -82,7 +34,7 @@ class BortSGD(SGD):
 
     Args:
         params: Parameters or groups of them; a group may set `gamma`, `amplitude` and `penalty` of its own.
-        lr: Learning rate, at least 0.
+        lr: Learning rate, at least 0: the largest that a schedule will reach.
         momentum: From 0 to less than 1.
         dampening: Of the momentum.
         weight_decay: Coupled l2 penalty, at least 0.
@@ -90,6 +42,7 @@ class BortSGD(SGD):
         gamma: Strength of the constraint, at least 0; 0 is plain SGD, with a warning.
         amplitude: Squared length of the rows, greater than 0, or "ada": whatever length they have on average.
         penalty: "l2", or "l1", which holds tighter but wants a learning rate that falls.
+        every_k: Apply the constraint at every k-th step alone, k times as strongly; at least 1.
 
     Raises:
         ValueError: A value out of range, or a step so long that the constraint diverges.
@@ -110,18 +63,20 @@ class BortSGD(SGD):
         gamma: float = 0.0,
         amplitude: Amplitude = 1.0,
         penalty: Penalty = "l2",
+        every_k: int = 1,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov)
-        _constrain(self, gamma, amplitude, penalty)
+        constrain(self, gamma, amplitude, penalty, every_k, coupled=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         loss = _call(closure)
+        ready(self)
         plain = []
         for group in self.param_groups:
-            for parameter, gradient, pull in _corrections(group):
+            for parameter, gradient, pull in pulls(group):
                 plain.append((parameter, gradient))
-                parameter.grad = torch.add(gradient, pull, alpha=group["gamma"], out=pull)
+                parameter.grad = pull.add_(gradient).to(parameter.dtype)
         _step(SGD, self)
         for parameter, gradient in plain:
             parameter.grad = gradient
@@ -135,13 +90,14 @@ class BortAdamW(AdamW):
 
     Args:
         params: Parameters or groups of them; a group may set `gamma`, `amplitude` and `penalty` of its own.
-        lr: Learning rate, at least 0.
+        lr: Learning rate, at least 0: the largest that a schedule will reach.
         betas: Decay of the two moments, each from 0 to less than 1.
         eps: Added to the denominator, at least 0.
         weight_decay: Decoupled decay, at least 0.
         gamma: Strength of the constraint, at least 0; 0 is plain AdamW, with a warning.
         amplitude: Squared length of the rows, greater than 0, or "ada": whatever length they have on average.
         penalty: "l2", or "l1", which holds tighter but wants a learning rate that falls.
+        every_k: Apply the constraint at every k-th step alone, k times as strongly; at least 1.
 
     Raises:
         ValueError: A value out of range, or a step so long that the constraint diverges.
@@ -161,106 +117,139 @@ class BortAdamW(AdamW):
         gamma: float = 0.0,
         amplitude: Amplitude = 1.0,
         penalty: Penalty = "l2",
+        every_k: int = 1,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
-        _constrain(self, gamma, amplitude, penalty)
+        constrain(self, gamma, amplitude, penalty, every_k)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = _call(closure)
-        # The correction belongs to the decayed weight, which AdamW makes inside: it is computed before, and
-        # subtracted after, the step, which adds up to the same.
-        pulls = [
-            (parameter, pull.mul_(group["lr"] * group["gamma"]))
-            for group in self.param_groups
-            for parameter, _, pull in _corrections(group, decay=group["lr"] * group["weight_decay"])
-        ]
-        _step(AdamW, self)
-        for parameter, pull in pulls:
-            parameter.sub_(pull)
-        return loss
+    def step(self, closure: Closure | None = None) -> Any:
+        return _beside(AdamW, self, self, closure)
+
+
+class Bort(Optimizer):
+    """Any optimizer, with Bort's correction beside its step: W - lr * gamma * correction(W).
+
+    The constraint is decoupled: the optimizer inside steps as it would without it. The correction is that of
+    the weights before the step, decayed where the optimizer's groups have `decoupled_weight_decay`: around
+    AdamW this is `BortAdamW`, around SGD it is not `BortSGD`. Groups and state are those of the optimizer
+    inside, in checkpoints too.
+
+    Args:
+        params: Parameters or groups of them; a group may set `gamma`, `amplitude` and `penalty` of its own.
+        optimizer: Called with the parameters, gives the optimizer inside; it has a learning rate, the largest
+            that a schedule will reach.
+        gamma: Strength of the constraint, at least 0; 0 is the optimizer alone, with a warning.
+        amplitude: Squared length of the rows, greater than 0, or "ada": whatever length they have on average.
+        penalty: "l2", or "l1", which holds tighter but wants a learning rate that falls.
+        every_k: Apply the constraint at every k-th step alone, k times as strongly; at least 1.
+
+    Raises:
+        ValueError: A value out of range, a step so long that the constraint diverges, or an optimizer that
+            evaluates its closure more than once.
+
+    Source: Zhang et al. 2023, arXiv 2212.09062 (whose LAMB variant has no released code).
+    Deviates: see `BortAdamW`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        gamma: float = 0.0,
+        amplitude: Amplitude = 1.0,
+        penalty: Penalty = "l2",
+        every_k: int = 1,
+    ) -> None:
+        self.inside = optimizer(params)
+        name = type(self.inside).__name__
+        closure = inspect.signature(self.inside.step).parameters.get("closure")
+        require(
+            closure is None or closure.default is not closure.empty,
+            f"`optimizer` must step without a closure, {name} does not: take another.",
+        )
+        rates = [group.get("lr") for group in self.inside.param_groups]
+        require(None not in rates, f"`optimizer` must have a learning rate, `lr`; {name} got none.")
+        super().__init__(self.inside.param_groups, self.inside.defaults)
+        self.__setstate__({"state": self.inside.state})
+        constrain(self, gamma, amplitude, penalty, every_k)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:
+        return _beside(type(self.inside), self.inside, self, closure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "inside": self.inside}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Called for copies and for checkpoints: one list of groups and one state for both.
+        super().__setstate__(state)
+        self.inside.__setstate__({"state": self.state, "param_groups": self.param_groups})
+
+
+def bort(optimizer_class: type[Optimizer]) -> Callable[..., Bort]:
+    """Bort's variant of an optimizer class: `bort(RMSprop)(params, lr=1e-3, gamma=0.1)`.
+
+    What it returns takes the arguments of the class and those of `Bort`, which it builds.
+
+    Args:
+        optimizer_class: Any that has a learning rate and needs no closure.
+    """
+
+    def build(
+        params: ParamsT,
+        *args: Any,
+        gamma: float = 0.0,
+        amplitude: Amplitude = 1.0,
+        penalty: Penalty = "l2",
+        every_k: int = 1,
+        **settings: Any,
+    ) -> Bort:
+        def inside(given: Iterable[Any]) -> Optimizer:
+            return optimizer_class(given, *args, **settings)
+
+        return Bort(params, inside, gamma, amplitude, penalty, every_k)
+
+    return build
 
 
 def constrain_linear_maps(optimizer: Optimizer, model: nn.Module) -> None:
-    """Free everything but the weights of convolutions and linear layers from Bort's constraint.
+    """Tell Bort which parameters are weights of convolutions and linear layers, and free all others.
 
-    A class token or a layer scale has rows too, but they are no directions that inputs are compared with.
+    Grouped convolutions are constrained within each group then, transposed ones in their output channels.
     Call it before the first step; optimizers without the constraint stay as they are.
 
     Args:
         optimizer: Its groups are split, settings kept.
         model: Tells which parameter belongs to which kind of layer.
     """
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    maps = {id(layer.weight) for layer in model.modules() if isinstance(layer, kinds)}
+    layouts = {id(weight): (layout.groups, layout.transposed) for _, weight, layout in linear_maps(model)}
     for group in list(optimizer.param_groups):
-        free = [parameter for parameter in group["params"] if id(parameter) not in maps]
-        if group.get("gamma") and free:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) in maps]
+        if not group.get("gamma"):
+            continue
+        held = [parameter for parameter in group["params"] if id(parameter) in layouts]
+        free = [parameter for parameter in group["params"] if id(parameter) not in layouts]
+        if free:
+            group["params"] = held
             optimizer.add_param_group({**group, "params": free, "gamma": 0.0})
+        group["layouts"] = [layouts[id(parameter)] for parameter in held]  # plain data: checkpoints keep it
 
 
-def _gram(weights: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack side side"]:
-    """Inner products of the rows, or of the columns where there are fewer of them."""
-    wide = weights.shape[1] <= weights.shape[2]
-    return weights @ weights.mT if wide else weights.mT @ weights
+def _beside(base: type[Optimizer], inside: Optimizer, outside: Optimizer, closure: Closure | None) -> Any:
+    """The plain step and the correction of the weights before it, decayed, which the step makes itself."""
+    loss = _call(closure)
+    ready(outside)
+    found = []
+    for group in outside.param_groups:
+        decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
+        found += pulls(group, decay, group["lr"])
+    _step(base, inside)
+    for parameter, _, pull in found:
+        parameter.sub_(pull)
+    return loss
 
 
-def _constrain(optimizer: Optimizer, gamma: float, amplitude: Amplitude, penalty: Penalty) -> None:
-    """Give every parameter group its settings, and check them."""
-    settings = {"gamma": gamma, "amplitude": amplitude, "penalty": penalty}
-    optimizer.defaults.update(settings)
-    for group in optimizer.param_groups:
-        for name, value in settings.items():
-            group.setdefault(name, value)
-        _check(group)
-    if all(group["gamma"] == 0 for group in optimizer.param_groups):
-        warnings.warn(
-            f"`gamma` is 0: {type(optimizer).__name__} constrains nothing. Set it, for example to 0.1.",
-            stacklevel=3,
-        )
-
-
-def _check(group: dict[str, Any]) -> None:
-    gamma, amplitude, penalty = group["gamma"], group["amplitude"], group["penalty"]
-    require_at_least(0, gamma=gamma)
-    require(penalty in ("l2", "l1"), f"`penalty` must be 'l2' or 'l1', got {penalty!r}.")
-    adaptive = amplitude == "ada"
-    require(
-        adaptive or (not isinstance(amplitude, str) and amplitude > 0),
-        f"`amplitude` must be greater than 0 or 'ada', got {amplitude!r}.",
-    )
-    momentum = group.get("momentum", 0.0)
-    require(momentum < 1, f"`momentum` must be less than 1, got {momentum!r}.")
-    # Singular values follow s <- s (1 - h (s^2 - a)), stable for h a < 1; under l1 a step is of size h s.
-    size = 1.0 if adaptive or penalty == "l1" else amplitude
-    longest = (1 - momentum) / (group["lr"] * size) if group["lr"] > 0 else math.inf
-    require(
-        gamma < longest or (adaptive and penalty == "l2"),
-        f"`gamma` must be less than (1 - momentum) / (lr * amplitude) = {longest:g} or the constraint "
-        f"diverges, got {gamma!r}; lower it or the learning rate.",
-    )
-
-
-def _corrections(group: dict[str, Any], decay: float = 0.0) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Every constrained parameter, its gradient and the correction of (1 - decay) W, batched by shape."""
-    if group["gamma"] == 0:
-        return
-    alike = defaultdict(list)
-    for parameter in group["params"]:
-        if parameter.ndim >= 2 and parameter.grad is not None:
-            rows = parameter.flatten(1)
-            alike[rows.shape, rows.dtype, rows.device].append((parameter, rows))
-    for members in alike.values():
-        weights = torch.stack([rows for _, rows in members])
-        if decay:
-            weights.mul_(1 - decay)
-        pulls = correction(weights, group["amplitude"], group["penalty"])
-        for (parameter, _), pull in zip(members, pulls, strict=True):
-            yield parameter, parameter.grad, pull.reshape(parameter.shape)
-
-
-def _call(closure: Callable[[], Any] | None) -> Any:
+def _call(closure: Closure | None) -> Any:
     """Evaluate the closure before anything is corrected: Lightning computes the gradients inside of it."""
     if closure is None:
         return None

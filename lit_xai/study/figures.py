@@ -1,4 +1,4 @@
-"""Interactive figures: curves with their spread, quality against robustness, residuals, certificates."""
+"""Interactive figures: curves with their spread, quality against robustness, residuals."""
 
 import math
 import textwrap
@@ -273,7 +273,8 @@ def point_text(robustness: Column, quality: Column) -> str:
 
 def residuals(study: Study) -> dict[str, Figure]:
     """Bort's residual of each layer over epochs, by regime, on one scale; early layers are pale."""
-    layers = [Column(key) for key in study.log_keys() if key.startswith("bort/")]
+    keys = (key for key in study.log_keys() if key.startswith("bort/") and key.endswith("/residual"))
+    layers = [Column(key) for key in keys]
     values = [v for r in study.used for c in layers for v in c.curve(r).values() if math.isfinite(v)]
     wide = bool(values) and 0 < 20 * min(values) < max(values)
     made = {}
@@ -299,28 +300,6 @@ def blend(hue: str, share: float) -> str:
     """A colour between a pale grey and its own full tone."""
     parts = [int(hue[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(205 + (part - 205) * share):02x}" for part in parts)
-
-
-def certified(study: Study) -> Figure | None:
-    """Certified accuracy against radius: share of images that are right and certified that far."""
-    radii = [radius for record in study.used for radius, correct in record.certificates if correct]
-    if not radii or max(radii) <= 0:
-        return None
-    figure = blank("radius, l2, in pixel units", "Certified accuracy ↑")
-    grid = [max(radii) * step / (RADII - 1) for step in range(RADII)]
-    for regime in study.regimes:
-        own = [certified_curve(record, grid) for record in study.of(regime) if record.certificates]
-        style = (colour(study, regime), symbol(study, regime))
-        add_spread(figure, words(regime), *style, own, Column("certified/accuracy"), points=False)
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
-    figure.update_xaxes(hoverformat=".3f")
-    return figure
-
-
-def certified_curve(record: Record, grid: Sequence[float]) -> dict[float, float]:
-    """Share of the certified images that are right with at least each radius."""
-    count = len(record.certificates)
-    return {at: sum(right and radius >= at for radius, right in record.certificates) / count for at in grid}
 
 
 def whole_epochs(figure: Figure, study: Study) -> Figure:

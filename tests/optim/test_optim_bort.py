@@ -1,56 +1,16 @@
-"""Bort against golden numbers, a slow twin, its own dynamics, autograd, and Lightning."""
+"""Bort against golden numbers, a slow twin, its own dynamics and autograd."""
 
 import copy
 import itertools
 
-import lightning as L
 import pytest
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import OptimizerCallable
+from bort_twins import G, W, fresh, slow_correction, steps
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lit_xai.optim import BortAdamW, BortSGD, correction, residual
-from lit_xai.optim.bort import constrain_linear_maps
 
-W = [[0.5, -0.2, 0.1], [0.3, 0.4, -0.6]]
-G = [[0.1, 0.0, -0.2], [0.05, -0.1, 0.3]]
-SHAPES = [(4, 6), (4, 6), (6, 4), (4, 3, 2, 1), (6, 2, 1, 2), (5, 5), (3, 2, 3), (7,), (1, 1, 2, 2)]
 SETTINGS = list(itertools.product([1.0, 0.3, "ada"], ["l2", "l1"]))
-
-
-def steps(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], count: int, seed: int = 0
-) -> None:
-    """A few steps with gradients that depend on the step alone."""
-    draws = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        for parameter in parameters:
-            parameter.grad = torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
-        optimizer.step()
-
-
-def fresh(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
-    draws = torch.Generator().manual_seed(1)
-    return [
-        nn.Parameter(torch.randn(shape, generator=draws, dtype=torch.float64).to(dtype)) for shape in SHAPES
-    ]
-
-
-def slow_correction(weight: Tensor, amplitude: float | str, penalty: str) -> Tensor:
-    """One matrix, one row of the table at a time; columns are constrained where they are fewer."""
-    w = weight.reshape(weight.shape[0], -1)
-    if w.shape[0] > w.shape[1]:
-        return slow_correction(w.T.contiguous(), amplitude, penalty).T.reshape(weight.shape)
-    if amplitude == "ada" and len(w) == 1:
-        return torch.zeros_like(weight)  # the only row has the mean length
-    a = w.norm(dim=1).mean() ** 2 if amplitude == "ada" else amplitude
-    out = torch.zeros_like(w)
-    for i, j in itertools.product(range(len(w)), repeat=2):
-        excess = w[i] @ w[j] - (a if i == j else 0.0)
-        out[i] += (excess if penalty == "l2" else excess.sign()) * w[j]
-    return out.reshape(weight.shape)
 
 
 @pytest.mark.parametrize(
@@ -167,17 +127,6 @@ def test_the_adaptive_amplitude_keeps_the_scale_of_wide_and_tall_weights(shape):
     assert lengths.min() * 0.5 < torch.linalg.svdvals(weight.data).min()
 
 
-def test_the_residual_is_its_formula_and_takes_the_smaller_side():
-    wide = torch.randn(3, 2, 2, 2, dtype=torch.float64)
-    w = wide.flatten(1)
-    formula = (w @ w.T - 2 * torch.eye(3)).norm() / (2 * 3**0.5)
-    torch.testing.assert_close(residual(wide, 2.0), formula)
-    torch.testing.assert_close(residual(w.T.contiguous(), 2.0), formula)
-    assert residual(torch.zeros(4, 9)) == 1
-    assert residual(torch.eye(4)[:, :2] * 3, 9.0) == 0
-    assert residual(torch.eye(4)[:, :2] * 3, "ada") == 0
-
-
 def test_without_gamma_it_warns_and_is_the_plain_optimizer():
     pairs = [
         (BortSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}),
@@ -274,67 +223,6 @@ def test_a_closure_is_evaluated_with_gradients_before_the_correction(bort):
     assert loss == (torch.tensor(W, dtype=torch.float64) * torch.tensor(G, dtype=torch.float64)).sum()
 
 
-class Regression(L.LightningModule):
-    def __init__(self, build) -> None:
-        super().__init__()
-        torch.manual_seed(5)
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-        self.build = build
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.build(self.parameters())
-
-
-@pytest.mark.parametrize(
-    ("bort", "plain"), [(BortSGD, torch.optim.SGD), (BortAdamW, torch.optim.AdamW)], ids=["sgd", "adamw"]
-)
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_lightning_trains_as_a_hand_loop_does_and_not_as_the_plain_optimizer(
-    bort, plain, accumulate, tmp_path
-):
-    draws = torch.Generator().manual_seed(0)
-    inputs, target = (
-        torch.randn(32, 6, generator=draws, dtype=torch.float64),
-        torch.randint(3, (32,), generator=draws),
-    )
-    loader = DataLoader(TensorDataset(inputs, target), batch_size=8, num_workers=0)
-
-    def fitted(build) -> list[Tensor]:
-        module = Regression(build)
-        trainer = L.Trainer(
-            max_epochs=3,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accumulate_grad_batches=accumulate,
-            default_root_dir=tmp_path,
-        )
-        trainer.fit(module, loader)
-        return [p.detach() for p in module.parameters()]
-
-    settings = {"lr": 0.05, "gamma": 1.0}
-    under_lightning = fitted(lambda p: bort(p, **settings))
-    without = fitted(lambda p: plain(p, lr=0.05))
-
-    module = Regression(None)
-    optimizer = bort(module.parameters(), **settings)
-    batches = list(loader)
-    for _ in range(3):
-        for first in range(0, len(batches), accumulate):
-            optimizer.zero_grad()
-            for batch in batches[first : first + accumulate]:
-                (module.training_step(batch, 0) / accumulate).backward()
-            optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(under_lightning, module.parameters(), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(under_lightning, without, strict=True) if a.ndim > 1)
-
-
 @pytest.mark.parametrize("bort", [BortSGD, BortAdamW])
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -367,20 +255,6 @@ def test_names_that_do_not_exist_are_refused(setting, message):
         BortSGD([{"params": fresh(), **setting}], gamma=0.1)
 
 
-@pytest.mark.parametrize("amplitude", [0.5, "ada"])
-def test_a_configuration_file_can_name_it(amplitude):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--optimizer", type=OptimizerCallable)
-    settings = {"lr": 0.01, "betas": [0.5, 0.9], "gamma": 0.3, "amplitude": amplitude, "penalty": "l1"}
-    config = parser.parse_object(
-        {"optimizer": {"class_path": "lit_xai.optim.BortAdamW", "init_args": settings}}
-    )
-    optimizer = parser.instantiate(config).optimizer(fresh())
-    group = optimizer.param_groups[0]
-    assert type(optimizer) is BortAdamW
-    assert {name: group[name] for name in settings} == settings | {"betas": (0.5, 0.9)}
-
-
 def test_momentum_counts_in_the_limit_of_gamma():
     BortSGD(fresh(), lr=0.1, momentum=0.9, gamma=0.99)
     with pytest.raises(ValueError, match="= 1 or the constraint diverges"):
@@ -394,33 +268,3 @@ def test_a_learning_rate_of_zero_is_a_start_of_a_warm_up():
     before = [p.data.clone() for p in parameters]
     steps(BortAdamW(parameters, lr=0.0, gamma=5.0), parameters, 1)
     assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
-
-
-def test_only_convolutions_and_linear_maps_are_constrained() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.linear = nn.Conv2d(2, 3, 2), nn.Linear(4, 5)
-            self.scale = nn.Parameter(torch.full((6, 1, 1), 1e-6))
-            self.token = nn.Parameter(torch.zeros(1, 1, 7))
-
-    net = Net()
-    optimizer = BortSGD(net.parameters(), lr=0.1, gamma=0.5, momentum=0.9)
-    constrain_linear_maps(optimizer, net)
-    held, free = optimizer.param_groups
-    assert {id(p) for p in held["params"]} == {id(net.conv.weight), id(net.linear.weight)}
-    assert {id(p) for p in free["params"]} >= {id(net.scale), id(net.token), id(net.linear.bias)}
-    assert (held["gamma"], free["gamma"], free["momentum"]) == (0.5, 0.0, 0.9)
-    for parameter in net.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    before = net.linear.weight.detach().clone()
-    optimizer.step()
-    assert net.scale.unique().tolist() == [pytest.approx(1e-6)]
-    assert not torch.equal(net.linear.weight, before)
-
-
-def test_plain_optimizers_keep_their_one_group() -> None:
-    net = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    constrain_linear_maps(optimizer, net)
-    assert len(optimizer.param_groups) == 1
