@@ -29,6 +29,7 @@ from lit_xai.attributions.sectional import RSP
 from lit_xai.attributions.sharing import SharingRatio, effective_receptive_field
 from lit_xai.attributions.smoothing import SmoothGrad, SteinGradient
 from lit_xai.attributions.surrogate import KernelShap, Lime
+from lit_xai.attributions.tracing import SaliencyByTracing, TraceBack
 from lit_xai.attributions.trajectory import MFABA, AdversarialGradientIntegration
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "RuleTable",
     "RuledLayer",
     "Saliency",
+    "SaliencyByTracing",
     "Score",
     "SharingRatio",
     "SmoothGrad",
@@ -92,6 +94,7 @@ __all__ = [
     "StoredImages",
     "TargetedManipulation",
     "TopKAttack",
+    "TraceBack",
     "WSquare",
     "ZBox",
     "ZPlus",

@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "Measure a finished run on its test images, explanations included.",
     "predict": "Predict classes with a finished run.",
     "explain": "Write maps of validation images, or of your own image files, as PNG and NPZ.",
+    "reconstruct": "Run a network backwards: images from features, and patterns of another class.",
     "attack": "Measure how robust a network is: AutoAttack, sanity gates, accuracy over epsilon.",
     "certify": "Certify the smoothed classifier of a network at l2 radii.",
     "study": "Run many trainings from one plan, or report on those that are done.",

@@ -3,104 +3,39 @@
 Noise is added in pixel units, before normalisation, and is not clipped to [0, 1].
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import stats
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_xai import randomness
+from lit_xai.models.certificates import (
+    ABSTAINED,
+    Certificate,
+    anytime_lower_bound,
+    check_level,
+    looks,
+    lower_confidence_bound,
+    radius_of,
+    settled,
+)
 from lit_xai.models.modes import evaluating
 from lit_xai.types import (
-    Flags,
     Images,
     Keys,
     Labels,
     Logits,
-    Scores,
     require,
     require_at_least,
     require_positive,
 )
 
-ABSTAINED = -1
 _STRIDE = 0x2545F4914F6CDD1D  # odd: the draws of one image never share a key
-
-
-def lower_confidence_bound(count: ArrayLike, samples: int, alpha: float) -> Any:
-    """One-sided Clopper-Pearson bound: with probability 1 - alpha, the true share is at least this.
-
-    p = BetaInv(alpha; k, n - k + 1), and 0 for k = 0. For k = n this is alpha^(1/n).
-
-    Args:
-        count: Successes k, from 0 to `samples`: a number or an array of them.
-        samples: Trials n, at least 1.
-        alpha: Probability that the bound is wrong, in (0, 1).
-
-    Returns:
-        A float64 number, or an array of the shape of `count`.
-
-    Source: Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the
-    binomial".
-    """
-    _check(samples, alpha)
-    k = np.asarray(count)
-    require(
-        bool(np.all((k >= 0) & (k <= samples))), f"`count` must lie between 0 and {samples}, got {count!r}."
-    )
-    bound = special.betaincinv(np.maximum(k, 1), samples - k + 1.0, alpha)
-    return np.where(k > 0, bound, 0.0)[()]
-
-
-def certified_radius(count: ArrayLike, samples: int, alpha: float, sigma: float) -> Any:
-    """The l2 radius within which the smoothed answer cannot change: sigma * PhiInv(p), or 0 to abstain.
-
-    p is `lower_confidence_bound(count, samples, alpha)`. Below p = 1/2 nothing is certified.
-
-    Args:
-        count: Votes for the class, from 0 to `samples`: a number or an array of them.
-        samples: Votes in all, at least 1.
-        alpha: Probability that a radius is wrong, in (0, 1).
-        sigma: Standard deviation of the noise in pixel units, greater than 0.
-
-    Returns:
-        A float64 number in pixel units, or an array of the shape of `count`.
-
-    Source: Cohen, Rosenfeld and Kolter 2019, arXiv 1902.02918, theorem 1 and section 3.2.2.
-    """
-    require_positive(sigma=sigma)
-    bound = lower_confidence_bound(count, samples, alpha)
-    return np.where(bound >= 0.5, sigma * special.ndtri(np.maximum(bound, 0.5)), 0.0)[()]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What `Smoothed.certify` found, per image.
-
-    Args:
-        label: The certified class, -1 for an abstention.
-        radius: l2 radius in pixel units in which the label holds, in float64; 0 for an abstention.
-        count: Votes for the selected class, out of `samples`.
-        samples: Votes of the estimation, per image.
-        alpha: Probability that the radius of one image is wrong.
-        sigma: Standard deviation of the noise in pixel units.
-    """
-
-    label: Labels
-    radius: Scores
-    count: Int[Tensor, " batch"]
-    samples: int
-    alpha: float
-    sigma: float
-
-    @property
-    def abstained(self) -> Flags:
-        return self.label == ABSTAINED
 
 
 class Smoothed(nn.Module):
@@ -173,8 +108,8 @@ class Smoothed(nn.Module):
             alpha: Probability that an answer is not that of g, in (0, 1).
             chunk: Noisy images that pass the network at once, at least 1.
         """
-        _check(samples, alpha)
-        counts = self._votes(inputs, randomness.keys(inputs, "smoothed prediction"), samples, chunk)
+        check_level(samples, alpha)
+        counts = self._votes(inputs, randomness.keys(inputs, "smoothed prediction"), 0, samples, chunk)
         (first, second), label = counts.topk(2).values.T.cpu().numpy(), counts.argmax(dim=1)
         chance = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))
         return label.where(torch.from_numpy(chance <= alpha).to(label.device), ABSTAINED)
@@ -195,49 +130,103 @@ class Smoothed(nn.Module):
             chunk: Noisy images that pass the network at once, at least 1.
         """
         require_at_least(1, n0=n0, n=n)
-        _check(n, alpha)
+        check_level(n, alpha)
+        chosen, keys = self._select(inputs, n0, chunk)
+        count = self._votes(inputs, keys, 0, n, chunk).gather(1, chosen[:, None]).squeeze(1)
+        bound = lower_confidence_bound(count.cpu().numpy(), n, alpha)
+        return self._certificate(chosen, bound, count, torch.full_like(count, n), alpha)
+
+    def certify_sequentially(
+        self,
+        inputs: Images,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        tolerance: float = 0.1,
+        radii: Sequence[float] = (),
+        chunk: int = 1024,
+    ) -> Certificate:
+        """As `certify`, but each image stops as soon as more votes would tell little more.
+
+        `n0` votes select the class. Others estimate its probability, by a bound that holds at all numbers of
+        votes at once (`anytime_lower_bound`), so that when to stop may depend on the votes: the certificate
+        of an image is wrong with probability `alpha` at most, as that of `certify`. It is looked at after
+        100 votes, then after each 6 % more, and stops when its radius is 1 - `tolerance` of that which it
+        would have after `n` votes with the same share, when it is certain not to exceed 0, or after `n`.
+
+        The votes are the first ones of `certify`: whoever looks at both must not choose between them.
+
+        Args:
+            inputs: Pixels in [0, 1].
+            n0: Votes that select the class, per image, at least 1.
+            n: Votes that estimate its probability, per image, at most; at least 1.
+            alpha: Probability that the certificate of one image is wrong, above 0 and at most 0.5.
+            tolerance: Share of the radius that may be given away for fewer votes, in [0, 1).
+            radii: Stop, in place of the tolerance, when for each of these radii in pixel units, at least 0,
+                it is decided whether the certified radius reaches it.
+            chunk: Noisy images that pass the network at once, at least 1.
+
+        Source: as `anytime_lower_bound`.
+        """
+        require_at_least(1, n0=n0, n=n)
+        require(0 <= tolerance < 1, f"`tolerance` must lie in [0, 1), got {tolerance!r}.")
+        require(0 < alpha <= 0.5, f"`alpha` must lie above 0 and be at most 0.5, got {alpha!r}.")
+        require(all(radius >= 0 for radius in radii), f"`radii` must be at least 0, got {radii!r}.")
+        goals = [radius / self.sigma for radius in radii]
+        chosen, keys = self._select(inputs, n0, chunk)
+        count, samples = torch.zeros_like(chosen), torch.zeros_like(chosen)
+        open_ = torch.arange(len(inputs))
+        for first, last in pairwise([0, *looks(n)]):
+            if len(open_) == 0:
+                break
+            rows = open_.to(inputs.device)
+            votes = self._votes(inputs[rows], keys[rows], first, last, chunk)
+            count[rows] += votes.gather(1, chosen[rows, None]).squeeze(1)
+            samples[rows] = last
+            if last < n:  # the one wait for the device per look; images that have stopped leave the batch
+                over = settled(count[rows].cpu().numpy(), last, n, alpha, tolerance, goals)
+                open_ = open_[~torch.from_numpy(over)]
+        bound = anytime_lower_bound(count.cpu().numpy(), samples.cpu().numpy(), alpha)
+        return self._certificate(chosen, bound, count, samples, alpha)
+
+    def _select(self, inputs: Images, n0: int, chunk: int) -> tuple[Labels, Keys]:
+        """The class that most of `n0` votes are for, and the keys of other votes."""
         selection = randomness.keys(inputs, "smoothed selection")
         estimation = randomness.keys(inputs, "smoothed estimation")
-        chosen = self._votes(inputs, selection, n0, chunk).argmax(dim=1)
-        count = self._votes(inputs, estimation, n, chunk).gather(1, chosen[:, None]).squeeze(1)
-        votes = count.cpu().numpy()
-        radius = certified_radius(votes, n, alpha, self.sigma)
-        certain = torch.from_numpy(lower_confidence_bound(votes, n, alpha) >= 0.5).to(chosen.device)
-        return Certificate(
-            label=chosen.where(certain, ABSTAINED),
-            radius=torch.from_numpy(radius).to(chosen.device),
-            count=count,
-            samples=n,
-            alpha=alpha,
-            sigma=self.sigma,
-        )
+        return self._votes(inputs, selection, 0, n0, chunk).argmax(dim=1), estimation
+
+    def _certificate(
+        self, chosen: Labels, bound: np.ndarray, count: Labels, samples: Labels, alpha: float
+    ) -> Certificate:
+        certain = torch.from_numpy(bound >= 0.5).to(chosen.device)
+        radius = torch.from_numpy(radius_of(bound, self.sigma)).to(chosen.device)
+        label = chosen.where(certain, ABSTAINED)
+        return Certificate(label, radius, count, samples, alpha, self.sigma)
 
     @torch.no_grad()
-    def _votes(self, inputs: Images, keys: Keys, samples: int, chunk: int) -> Int[Tensor, "batch class"]:
-        """How often each class wins among `samples` noisy copies of each image, in eval mode."""
+    def _votes(
+        self, inputs: Images, keys: Keys, first: int, last: int, chunk: int
+    ) -> Int[Tensor, "batch class"]:
+        """How often each class wins among the draws `first` to before `last` of each image, in eval mode."""
         require_at_least(1, chunk=chunk)
         counts = []
         with evaluating(self.net):
             for images, own in zip(torch.split(inputs, chunk), torch.split(keys, chunk), strict=True):
                 share = chunk // max(1, len(images))  # a process may have no images
-                total = self._vote(images, own, 0, min(share, samples))
-                for first in range(share, samples, share):
-                    total += self._vote(images, own, first, min(first + share, samples))
+                total = self._vote(images, own, first, min(first + share, last))
+                for start in range(first + share, last, share):
+                    total += self._vote(images, own, start, min(start + share, last))
                 counts.append(total)
         return torch.cat(counts)
 
     def _vote(self, inputs: Images, keys: Keys, first: int, last: int) -> Int[Tensor, "batch class"]:
         """Votes of the draws from `first` to before `last`: a key per image and draw, whatever the chunk."""
         draws = torch.arange(first, last, device=inputs.device)
-        noise = randomness.normal(
-            (keys[:, None] + draws * _STRIDE).flatten(), 0, inputs.shape[1:], inputs.dtype
-        )
-        logits = self.net(inputs.repeat_interleave(len(draws), dim=0).add_(noise, alpha=self.sigma))
+        each = (keys[:, None] + draws * _STRIDE).flatten()
+        noise = randomness.normal(each, 0, inputs.shape[1:], inputs.dtype)
+        noise = noise.reshape(len(inputs), len(draws), *inputs.shape[1:])
+        noisy = torch.add(inputs[:, None], noise, alpha=self.sigma, out=noise)
+        logits = self.net(noisy.flatten(0, 1))
         winners = logits.argmax(dim=1).reshape(len(inputs), len(draws))
         counts = torch.zeros(len(inputs), logits.shape[1], dtype=torch.int64, device=inputs.device)
         return counts.scatter_add_(1, winners, torch.ones_like(winners))
-
-
-def _check(samples: int, alpha: float) -> None:
-    require_at_least(1, samples=samples)
-    require(0 < alpha < 1, f"`alpha` must lie between 0 and 1, got {alpha!r}.")
