@@ -8,7 +8,7 @@ processes there ever were, however many there are now.
 import dataclasses
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,22 +209,33 @@ def journal(folder: Path, rank: int, ranks: int) -> Path:
 
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Add lines to a journal, all of them before it returns, or raise."""
-    text = "".join("\t".join(_cells(row)) + "\n" for row in rows)
+    extend(path, _COLUMNS, map(_cells, rows))
+
+
+def extend(path: Path, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
+    """Add rows of cells to a journal, below a heading, all of them before it returns, or raise."""
+    text = "".join("\t".join(cells) + "\n" for cells in rows)
     with path.open("ab") as file:  # buffered: a bare write may be a part of it, and say nothing
         if file.tell() == 0:
-            text = "\t".join(_COLUMNS) + "\n" + text
+            text = "\t".join(columns) + "\n" + text
         file.write(text.encode())
 
 
 def read(folder: Path) -> dict[tuple[str, int], Row]:
     """The lines of all journals of a folder, by (member, image); of two that say the same, the first."""
     found: dict[tuple[str, int], Row] = {}
+    for cells in lines(folder):
+        row = _row(cells)
+        if row is not None:
+            found.setdefault((row.member, row.index), row)
+    return found
+
+
+def lines(folder: Path) -> Iterator[list[str]]:
+    """The cells of each whole line of all journals of a folder, headings included."""
     for path in _journals(folder):
         for line in path.read_bytes().split(b"\n")[:-1]:
-            row = _row(line)
-            if row is not None:
-                found.setdefault((row.member, row.index), row)
-    return found
+            yield line.decode(errors="replace").split("\t")
 
 
 def write(path: Path, content: Any) -> None:
@@ -252,9 +263,8 @@ def _cells(row: Row) -> Iterable[str]:
         )
 
 
-def _row(line: bytes) -> Row | None:
+def _row(cells: Sequence[str]) -> Row | None:
     """A line as it was written; none for a heading, or for what is left of a line after a crash."""
-    cells = line.decode(errors="replace").split("\t")
     if len(cells) != len(_COLUMNS):
         return None
     member, *numbers = cells

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from lit_xai.study import figures, robustness
+from lit_xai.study import certificates, figures, robustness
 from lit_xai.study.findings import Flag
 from lit_xai.study.progress import duration
 from lit_xai.study.record import Record, flat, in_order
@@ -121,8 +121,10 @@ def drawn(study: Study) -> dict[str, list[tuple[str, Column | str, Any]]]:
     sections["accuracy"] += robustness.levels(study)
     layered = figures.residuals(study)
     sections["bort"] = [(f"bort:{regime}", words(regime), figure) for regime, figure in layered.items()]
-    certified = figures.certified(study)
+    certified = certificates.figure(study)
     sections["certified"] = [("certified", "Certified accuracy", certified)] if certified else []
+    observed = [Column(key) for key in keys if key.startswith("certified/")]
+    sections["certified"] += [(column.key, column, figures.curves(study, column)) for column in observed]
     return sections
 
 

@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lit_xai.study.assessment import Assessment, parse
 from lit_xai.study.plan import read_yaml
+
+if TYPE_CHECKING:
+    from lit_xai.evaluation.certification import Certified
 
 Curve = dict[int, float]  # value by epoch
 Json = dict[str, Any]
@@ -39,6 +42,21 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Certificates:
+    """Certificates of some images of a run, and what they cost.
+
+    Args:
+        found: The certificates.
+        votes: Votes for the bound that were taken per image, on average, or None.
+        limit: The most there could be, or None.
+    """
+
+    found: "Certified"
+    votes: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One run, as its folder tells it.
 
@@ -56,7 +74,7 @@ class Record:
         provenance: Versions, machine, command, dates.
         config: The configuration as run, as text.
         settings: The same by dotted key; empty where it cannot be read.
-        certificates: (radius, correct) per certified image.
+        certificates: What was certified, by name.
         pictures: File of maps by epoch.
         evaluations: Final robustness evaluations.
         notes: What callbacks did to the run, in words.
@@ -75,7 +93,7 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    certificates: tuple[tuple[float, bool], ...] = ()
+    certificates: Mapping[str, Certificates] = field(default_factory=dict)
     pictures: Mapping[int, Path] = field(default_factory=dict)
     evaluations: tuple[Assessment, ...] = ()
     notes: tuple[str, ...] = ()
@@ -149,6 +167,7 @@ def read_run(folder: Path) -> Record:
             return None
 
     evaluations, doubtful = read_evaluations(folder)
+    certificates, torn_off = read_certificates(folder)
     trained = (folder / "metrics.csv").is_file()
     status = attempt("status.json", read_json, needed=trained or not evaluations) or {}
     started = bool(status) or trained
@@ -161,7 +180,7 @@ def read_run(folder: Path) -> Record:
         problems.append(f"status.json has the unknown state {state!r}")
         state = "failed"
     curves, torn = attempt("metrics.csv", read_metrics, needed=started) or ({}, [])
-    problems += [*torn, *doubtful]
+    problems += [*torn, *doubtful, *torn_off]
     return Record(
         folder=folder,
         regime=str(study.get("regime", named["regime"] if named else folder.name)),
@@ -175,7 +194,7 @@ def read_run(folder: Path) -> Record:
         provenance=provenance,
         config=attempt("config.yaml", read_text, needed=started) or "",
         settings=attempt("config.yaml", lambda path: flat(read_yaml(path)), needed=False) or {},
-        certificates=attempt("certificates.tsv", read_certificates, needed=False) or (),
+        certificates=certificates,
         pictures=find_pictures(folder / "explanations"),
         evaluations=evaluations,
         notes=tuple(map(str, status["notes"])) if isinstance(status.get("notes"), list) else (),
@@ -236,15 +255,29 @@ def read_facts(path: Path) -> dict[str, Fact]:
     }
 
 
-def read_certificates(path: Path) -> tuple[tuple[float, bool], ...]:
-    """(radius, correct) of each image in a `certificates.tsv`; an abstention has radius 0."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader((line for line in stream if not line.startswith("#")), delimiter="\t")
-        missing = {"radius", "correct"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(f"it lacks the column `{min(missing)}`")
-        whole = (row for row in rows if row["radius"] and row["correct"])  # the last line may be torn
-        return tuple((float(row["radius"]), row["correct"].lower() in ("1", "1.0", "true")) for row in whole)
+def read_certificates(folder: Path) -> tuple[dict[str, Certificates], list[str]]:
+    """The certificates of a run folder, by name, and what in them is broken or not done."""
+    found, problems = {}, []
+    places = [folder, *sorted(path for path in folder.glob("certify/*") if path.is_dir())]
+    for place in places:
+        path = place / "certificates.tsv"
+        name = str(path.relative_to(folder))
+        if not path.is_file():
+            if place != folder:
+                problems.append(f"{name} is missing: certifying has not ended")
+            continue
+        from lit_xai.evaluation.certification import certified, read_table  # takes torch, seconds
+
+        try:
+            said = read_json(path.with_suffix(".json")) if path.with_suffix(".json").is_file() else {}
+            sigma, alpha, votes, limit = (
+                as_number(said.get(key), float) for key in ("sigma", "alpha", "votes", "samples")
+            )
+            rows = certified(read_table(path), sigma or math.nan, alpha or math.nan)
+            found[place.name if place != folder else "certificates"] = Certificates(rows, votes, limit)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+            problems.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+    return found, problems
 
 
 def read_evaluations(folder: Path) -> tuple[tuple[Assessment, ...], list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_xai import __version__
 from lit_xai.pictures import PERCENTILE
-from lit_xai.study import figures, gallery, page, robustness
+from lit_xai.study import certificates, figures, gallery, page, robustness
 from lit_xai.study.findings import flags, sentences
 from lit_xai.study.plan import Plan
 from lit_xai.study.record import read_run
@@ -151,6 +151,7 @@ def render(study: Study, title: str) -> str:
         headings=[page.headed(column, study) for column in study.headline()],
         sections=sections,
         evaluations=evaluations,
+        certificates=certificates.rows(study),
         alarms=robustness.alarms(study),
         chosen_by=page.chosen_by(study),
         explain=explain,

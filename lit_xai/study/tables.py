@@ -15,11 +15,14 @@ from lit_xai.study.record import ENDED, Curve, Fact, Record, in_order
 CONTROL = "random_map"  # the attribution that knows nothing: what it scores is what chance scores
 PRIMARY = ("perturbation/difference", "closeness/cosine")  # chosen before any run was seen
 COMMON = {"/accuracy": Fact("higher", 0.0, 1.0), "/loss": Fact("lower")}  # what every run logs
+CERTIFIED = re.compile(r"certified/([0-9.e+-]*[0-9])")  # at a radius in pixels
 AT = re.compile(r"robust/.+/at_([0-9.e+-]*[0-9])")  # a point of `RobustnessCurve`
 LABELS = {
     "train/loss": "Training loss",
     "val/accuracy": "Clean accuracy",
     "test/accuracy": "Test accuracy",
+    "certified/average_radius": "Average certified radius",
+    "certified/abstained": "Abstentions",
     "val/loss": "Validation loss",
     "robust/pgd/accuracy": "Robust accuracy (PGD)",
     "robust/boundary/distance": "Boundary distance",
@@ -86,6 +89,8 @@ class Column:
         """The metric in words."""
         if self.final:
             return f"Final robust accuracy ({words(self.final).lower()})"
+        if found := CERTIFIED.fullmatch(self.key):
+            return f"Certified accuracy at {found[1]}"
         return LABELS.get(self.metric, words(self.metric)) + (", lead over random map" if self.lead else "")
 
     @property
@@ -95,6 +100,8 @@ class Column:
             self.metric.endswith("accuracy")
             or (self.metric.startswith("flag/") and self.metric != "flag/accepted")
             or self.metric.endswith("/found")
+            or self.metric == "certified/abstained"
+            or bool(CERTIFIED.fullmatch(self.key))
             or self.curved is not None
         )
 

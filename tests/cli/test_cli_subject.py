@@ -1,6 +1,5 @@
 """Networks of one's own: explained and certified without a run, and what is refused about them."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,55 +47,6 @@ def test_normalisation_is_put_first_where_it_is_asked_for(
     told, named, none = (maps(tmp_path / name)["maps/saliency"] for name in ("told", "given", "none"))
     np.testing.assert_array_equal(told, named)
     np.testing.assert_allclose(told, none / facts["std"][0], rtol=1e-5)
-
-
-def test_certify_needs_no_run_and_samples_evenly(at_work: Path, tmp_path: Path) -> None:
-    words = ["certify", *PLAIN, "--sigma", "0.2", "--samples", "50", "--images", "7", "--out", str(tmp_path)]
-    assert main(words) == 0
-    with (tmp_path / "certificates.tsv").open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    assert [int(row["idx"]) for row in rows] == [k * 300 // 7 for k in range(7)]
-    assert sum(row["correct"] == "1" for row in rows) > 3
-
-
-def test_certify_keeps_counts_and_goes_on_where_it_stopped(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["certify", "--run", str(run), "--sigma=0.25", "--samples=200", "--images=4", "--batch_size=2"]
-    assert main(words) == 0
-    table = run / "certificates.tsv"
-    whole = table.read_text()
-    lines = whole.splitlines()
-    assert len(lines) == 5
-    without_time = [line.split("\t")[:5] + line.split("\t")[6:] for line in lines]
-    table.write_text("\n".join(lines[:3]) + "\n" + lines[3][:6])  # cut off in the middle of a line
-    assert main(words) == 0
-    again = [line.split("\t") for line in table.read_text().splitlines()]
-    assert [line[:5] + line[6:] for line in again] == without_time
-    assert main([*words, "--sigma=0.5"]) == 2  # certificates of two kinds are not mixed in one file
-    assert "made with other terms (sigma)" in capsys.readouterr().err
-    assert len(table.read_text().splitlines()) == 5
-
-
-def test_what_was_refused_before_the_first_certificate_binds_nobody(
-    at_work: Path, tmp_path: Path, refused: Callable[[list[str]], str]
-) -> None:
-    words = [
-        "certify",
-        *PLAIN,
-        "--mean",
-        "0",
-        "--std",
-        "1",
-        "--sigma",
-        "0.2",
-        "--samples",
-        "9",
-        "--images",
-        "2",
-    ]
-    assert "`alpha` must lie" in refused([*words, "--out", str(tmp_path), "--alpha", "3"])
-    assert main([*words, "--out", str(tmp_path)]) == 0
 
 
 def test_images_are_spread_evenly_whatever_their_number() -> None:

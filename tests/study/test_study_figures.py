@@ -76,20 +76,6 @@ def test_residuals_have_a_line_per_layer_for_bort_alone(study):
     assert [trace.name for trace in lines(figure)] == ["0", "3", "6", "head"]
 
 
-def test_certified_accuracy_counts_right_images_with_the_radius(study):
-    figure = figures.certified(study)
-    (line,) = lines(figure)
-    assert line.name == "Smoothed"
-    at = list(line.x)[40]
-    shares = [
-        sum(right and radius >= at for radius, right in record.certificates) / 200
-        for record in study.of("smoothed")
-    ]
-    assert list(line.y)[40] == pytest.approx(sum(shares) / 2)
-    assert all(a >= b for a, b in zip(line.y, line.y[1:], strict=False))
-    assert figures.certified(Study(study.records[:1])) is None
-
-
 def test_a_gap_or_a_nan_leaves_the_rest_standing(study_folders, tmp_path):
     (tmp_path / "a-seed0").mkdir()
     (tmp_path / "a-seed0/metrics.csv").write_text("epoch,step,val/accuracy\n0,1,0.5\n1,2,nan\n3,4,0.7\n")
