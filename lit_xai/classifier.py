@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -37,6 +37,11 @@ class Classifier(L.LightningModule):
         classes: Number of classes.
         mean: Mean of the pixels, one number per channel (or one for all), in [0, 1].
         std: Standard deviation of the pixels, likewise, above 0.
+        channels_last: Whether weights and images lie in memory with the channels last: faster convolutions on
+            most devices, other rounding.
+        compile: Whether the network, and nothing else, is compiled: for training and validation, while
+            explanations run it as it is. It cannot be differentiated twice then, as penalties on
+            gradients want.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Classifier(L.LightningModule):
         classes: int = 10,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.25,),
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # Checkpoints hold plain data only. Under LightningCLI the hyper-parameters are the parsed YAML;
@@ -62,13 +69,20 @@ class Classifier(L.LightningModule):
         self.channels, self.classes = channels, classes
         built = net if isinstance(net, nn.Module) else net(channels, classes)
         self.model = Normalized(built, _per_channel(mean, channels), _per_channel(std, channels))
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if compile:
+            self.model.net.compile()  # in place: the names of the weights stay
         self.objective = CrossEntropy() if objective is None else objective
         self.optimizer = optimizer
         self.schedule = schedule
         self.accuracy = MulticlassAccuracy(classes, average="micro")
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")  # what is no number shows, and no device is asked
         self._checked: set[str] = set()
         self._steps = 0.0  # of the run, if it has an end
+        self._sums: dict[str, Tensor] = {}  # of the terms over the images of this epoch
+        self._images = 0
         self._update = 0  # which of the objective's optimizer steps on the batch at hand
 
     def forward(self, inputs: Images) -> Logits:
@@ -94,6 +108,7 @@ class Classifier(L.LightningModule):
         )
 
     def on_train_epoch_start(self) -> None:
+        self._sums, self._images = {}, 0
         # An epoch draws the same numbers whether the run came here in one go or was resumed.
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
@@ -107,14 +122,13 @@ class Classifier(L.LightningModule):
             part.progress = progress
         terms = self.objective(self.model, inputs, target)
         total = torch.stack(list(terms.values())).sum()
-        self.log_dict(
-            {f"train/{name}": term.detach() for name, term in {"loss": total, **terms}.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(inputs),
-            sync_dist=True,
-        )
+        self._count({"loss": total, **terms}, len(inputs))
+        if self.trainer.is_last_batch and self._update == self.objective.updates - 1:
+            self._log_counted()
         return total
+
+    def on_train_epoch_end(self) -> None:
+        self._log_counted()  # of an epoch that was cut short
 
     def optimizer_step(  # type: ignore[override]
         self, epoch: int, batch_idx: int, optimizer: Optimizer, closure: Callable[[], Any] | None = None
@@ -138,14 +152,14 @@ class Classifier(L.LightningModule):
             if len(states) == self.trainer.world_size and name in objectives:
                 objectives[name].carried = states[self.global_rank]
 
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> Labels:
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> Labels:
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Labels:
-        predicted: Labels = self.model(batch[0]).argmax(1)
+        predicted: Labels = self.model(batch[0].contiguous(memory_format=self.layout)).argmax(1)
         return predicted
 
     def configure_optimizers(self) -> Any:
@@ -164,7 +178,21 @@ class Classifier(L.LightningModule):
             if isinstance(part, Objective):
                 yield name, part
 
-    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> None:
+    def _count(self, terms: Mapping[str, Tensor], images: int) -> None:
+        """Add up on the device: the trainer's own log takes as long as a small network's forward pass."""
+        for name, term in terms.items():
+            added = term.detach().float() * images
+            self._sums[name] = self._sums[name] + added if name in self._sums else added
+        self._images += images
+
+    def _log_counted(self) -> None:
+        if self._sums:
+            means = {f"train/{name}": value / self._images for name, value in self._sums.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=self._images, sync_dist=True)
+            self._sums, self._images = {}, 0
+
+    def _evaluate(self, stage: str, batch: Sequence[Tensor]) -> Labels:
+        """Log accuracy and loss; return the predicted classes, for callbacks."""
         inputs, target = self._checked_batch(stage, batch)
         logits = self.model(inputs)
         self.accuracy.update(logits, target)
@@ -175,6 +203,8 @@ class Classifier(L.LightningModule):
             on_epoch=True,
             batch_size=len(inputs),
         )
+        predicted: Labels = logits.argmax(1)
+        return predicted
 
     def _checked_batch(self, stage: str, batch: Sequence[Tensor]) -> tuple[Images, Labels]:
         if stage not in self._checked and not (isinstance(batch, tuple | list) and len(batch) > 1):
@@ -184,7 +214,7 @@ class Classifier(L.LightningModule):
         if stage not in self._checked:
             check_batch(inputs, target, self.channels, self.classes)
             self._checked.add(stage)
-        return inputs, target
+        return inputs.contiguous(memory_format=self.layout), target
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:

@@ -7,10 +7,11 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lit_xai.callbacks.averaging import averages
 from lit_xai.callbacks.probe import Probe, fitting
 from lit_xai.types import require, require_at_least, require_positive
 
@@ -27,6 +28,8 @@ class Follower(L.Callback, abc.ABC):
     Args:
         monitor: The log key to follow; what chooses the best checkpoint by default.
     """
+
+    advice = ""  # what to do about it, in words
 
     def __init__(self, monitor: str | None) -> None:
         self.monitor = monitor
@@ -54,11 +57,6 @@ class Follower(L.Callback, abc.ABC):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A run that was ended and is resumed stays ended.
         trainer.should_stop = trainer.should_stop or self.over()
-
-    @rank_zero_only
-    def say(self, note: str) -> None:
-        """Print what happened, in one line."""
-        print(f"{type(self).__name__}: {note}", flush=True)
 
 
 class EarlyStop(Follower):
@@ -119,7 +117,7 @@ class EarlyStop(Follower):
                 f"stopped at epoch {trainer.current_epoch}: {self.key(trainer)} has not improved{best} "
                 f"for {self.patience} looks"
             )
-            self.say(self.note)
+            say(self, self.note)
 
     def over(self) -> bool:
         return 0 < self.patience <= self.waited
@@ -159,6 +157,8 @@ class CatastrophicOverfitting(Follower):
     Deviates: a fixed probe of held-out images, where the code attacks the first batch of training images.
     """
 
+    advice = "attack with more steps, or a smaller step size, and take the best checkpoint until then"
+
     def __init__(
         self,
         on_collapse: Literal["flag", "stop", "restore"] = "flag",
@@ -187,10 +187,9 @@ class CatastrophicOverfitting(Follower):
             f"`on_collapse` is {self.on_collapse!r}, and no robust accuracy chooses the best checkpoint: "
             "name a `monitor`, such as robust/pgd/accuracy.",
         )
-        averaging = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         require(
-            self.on_collapse != "restore" or not averaging,
-            '`on_collapse` is "restore", and a WeightAveraging ends the run with its own weights: '
+            self.on_collapse != "restore" or not averages(trainer),
+            '`on_collapse` is "restore", and an average of the weights (`ema`) ends the run with its own: '
             'take "stop", and the best checkpoint.',
         )
 
@@ -200,7 +199,7 @@ class CatastrophicOverfitting(Follower):
         seen = "" if self.note else self.sign(str(self.key(trainer)), value, lead)
         if seen:
             self.note = f"robustness collapsed at epoch {trainer.current_epoch}: {seen}{self.consequence()}"
-            self.say(self.note)
+            say(self, self.note)
         if self.note and self.on_collapse == "restore" and self.weights:
             pl_module.load_state_dict(self.weights)
             return
@@ -240,6 +239,12 @@ class CatastrophicOverfitting(Follower):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.note, self.before, self.peak = (state_dict[key] for key in ("note", "before", "peak"))
         self.epoch, self.weights = state_dict["epoch"], state_dict["weights"]
+
+
+@rank_zero_only
+def say(who: L.Callback, note: str) -> None:
+    """Print what happened, in one line."""
+    print(f"{type(who).__name__}: {note}", flush=True)
 
 
 def chooser(trainer: L.Trainer) -> tuple[str | None, str]:

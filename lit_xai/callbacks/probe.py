@@ -121,7 +121,7 @@ class Probe(L.Callback, abc.ABC):
         refuse_sharded(trainer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not (self.attributions or self._pairs()):
+        if trainer.sanity_checking or not (self.attributions or self.quantities()):
             return
         seconds = 0.0
         self.fresh = self._due(trainer) or not self._looked

@@ -15,9 +15,8 @@ class EpochLines(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start, self._first = time.time(), trainer.current_epoch
 
-    @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = trainer.callback_metrics
+        metrics = trainer.callback_metrics  # by every process: what is averaged over them is averaged now
         done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         shown = [
             f"{label} {float(metrics[key]):.3f}"
@@ -33,4 +32,9 @@ class EpochLines(L.Callback):
         left = spent / (done - self._first) * (epochs - done)
         self._observed += sum(float(v) for k, v in metrics.items() if k.startswith("time/"))
         share = f"observing {self._observed / spent:.0%} of the time"
-        print(f"epoch {done}/{epochs}  {'  '.join(shown)}  {share}  {left:.0f} s left", flush=True)
+        _say(f"epoch {done}/{epochs}  {'  '.join(shown)}  {share}  {left:.0f} s left")
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -11,7 +11,6 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_xai.callbacks.guard import Follower
 from lit_xai.callbacks.probe import Probe, fitting
 from lit_xai.provenance import now, provenance
 
@@ -82,7 +81,7 @@ class RunFolder(L.Callback):
             "epochs": trainer.max_epochs,
             "seconds": round(time.time() - self._start, 3),
             "error": error,
-            "notes": [one.note for one in trainer.callbacks if isinstance(one, Follower) and one.note],  # type: ignore[attr-defined]
+            "notes": notes(trainer),
         }
         self._write("status.json", status)
 
@@ -92,6 +91,12 @@ class RunFolder(L.Callback):
         draft = self.folder / f".{name}"
         draft.write_text(json.dumps(content, indent=2) + "\n")
         draft.replace(self.folder / name)  # a reader never sees half a file
+
+
+def notes(trainer: L.Trainer) -> list[str]:
+    """What callbacks have seen that the run is to be judged by, in one line each."""
+    said = (getattr(callback, "note", "") for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return [note for note in said if isinstance(note, str) and note]
 
 
 class CsvLog(Logger):

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +19,14 @@ from lit_xai import attacks, attributions, data, metrics, models, objectives, op
 from lit_xai.callbacks import (
     BortResidual,
     CatastrophicOverfitting,
+    Certify,
     CsvLog,
+    Diverged,
+    Divergence,
     EarlyStop,
     Explain,
+    MovingAverage,
+    RegimeCost,
     Robustness,
     RunFolder,
     WandbMirror,
@@ -31,6 +34,7 @@ from lit_xai.callbacks import (
 from lit_xai.callbacks.progress import EpochLines
 from lit_xai.classifier import Classifier
 from lit_xai.cli import TRAINER
+from lit_xai.cli.quiet import quiet as quiet
 from lit_xai.cli.refusal import Refusal, in_one_line, register_types
 from lit_xai.cli.runs import chosen_run, config_of
 from lit_xai.cli.weights import load_weights
@@ -40,6 +44,7 @@ from lit_xai.study import write_report
 from lit_xai.types import require
 
 USAGE = "lit-xai fit --config FILE [--config FILE …] [--OPTION VALUE …] [--print_config]"
+ENDS = {1: "failed", 130: "stopped by Ctrl-C", 143: "stopped by SIGTERM"}
 KEYS_OF_A_RUN = ("resume", "config")  # said on the command line, not part of what a run is
 
 
@@ -122,7 +127,10 @@ class Command(LightningCLI):
         if self.section is not None and isinstance(parser, Parser):
             self.section(parser)
         parser.add_lightning_class_args(Robustness, "robustness")
+        parser.add_lightning_class_args(Certify, "certify")
+        parser.add_lightning_class_args(MovingAverage, "ema")
         parser.add_lightning_class_args(CatastrophicOverfitting, "guard")
+        parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -164,6 +172,8 @@ class Command(LightningCLI):
         callbacks.append(RichProgressBar(leave=True, refresh_rate=10) if lively else EpochLines())
         chosen = self.config_init.trainer.callbacks or []
         fitting = self.verb == "fit"
+        if fitting:
+            callbacks.append(RegimeCost())
         own = [CsvLog(self.out), WandbMirror(self.out, self.config.wandb)] if fitting else []
         more = self.config_init.trainer.logger or []  # beside the record, never in its place
         more = [] if more is True else more if isinstance(more, list) else [more]
@@ -218,13 +228,28 @@ def fit(command: Command) -> int:
         load_weights(command.model, last)
         if fingerprint(command.model) != before:
             set_aside(command.out)
-    if status == 130:
-        print("lit-xai: stopped; `--resume true` goes on from the last finished epoch.", file=sys.stderr)
-    if status == 0 and trainer.is_global_zero:
-        page = command.out / "report.html"
-        write_report([command.out], page, title=command.out.name)
-        print(f"report: {page}")
+    if trainer.is_global_zero:
+        if status in (0, 1):
+            page = command.out / "report.html"
+            write_report([command.out], page, title=command.out.name)
+            print(f"report: {page}")
+        for line in last_lines(status, trainer, last):
+            print(f"lit-xai: {line}", file=sys.stderr)
     return status
+
+
+def last_lines(status: int, trainer: Any, last: Path) -> Iterator[str]:
+    """What was seen that matters, and where a run that was cut off goes on, in words."""
+    for callback in trainer.callbacks:
+        note, advice = getattr(callback, "note", ""), getattr(callback, "advice", "")
+        if note:
+            yield f"{note}: {advice}." if advice else f"{note}."
+    if status:
+        kept = (
+            f"{trainer.current_epoch} of {trainer.max_epochs} epochs are kept in {last}: add `--resume true`"
+        )
+        lost = "no epoch was finished: the same command starts again"
+        yield f"{ENDS[status]}; {kept if last.exists() else lost}."
 
 
 def evaluate(command: Command) -> int:
@@ -268,6 +293,8 @@ def guarded(trainer: Any, action: Callable[[], object]) -> int:
         action()
     except SIGTERMException:
         return 143
+    except Diverged:
+        return 1
     except SystemExit as stop:  # Lightning turns Ctrl-C into this
         return 130 if stop.code == 1 else int(stop.code or 0)
     except MisconfigurationException as error:
@@ -285,7 +312,7 @@ def keep_earlier(path: Path, yaml: str) -> None:
 
 def set_aside(out: Path) -> None:
     """Rename what was measured on weights that are no longer those of the run."""
-    for name in ("attack", "certificates.tsv", "certificates.json"):
+    for name in ("attack", "certify", "certificates.tsv", "certificates.json"):
         path = out / name
         if path.exists():
             number = len(list(out.glob(f"{path.stem}_before_*{path.suffix}"))) + 1
@@ -303,31 +330,3 @@ def prepare(out: Path, yaml: str) -> None:
         raise ValueError(
             f"`out` {out} cannot be written ({error.strerror}): choose another folder."
         ) from None
-
-
-def quiet() -> None:
-    """Silence what every run says and nobody can act on."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(
-            lambda record: not record.getMessage().split("] ")[-1].startswith(_TIPS)
-        )
-    for text in _KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", text)
-
-
-_TIPS = (
-    "GPU available",
-    "TPU available",
-    "HPU available",
-    "💡",
-    "`Trainer.fit` stopped",
-    "Using default",
-    "Loading `train",
-    "Seed set",
-)
-_KNOWN_WARNINGS = (
-    ".*does not have many workers.*",  # data of the small sets lie in memory
-    ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
-    ".*LeafSpec.*",  # lightning 2.6 on torch 2.15
-    ".*sync_dist=True.*when logging on epoch level.*",  # what is logged is the same on every process
-)

@@ -26,7 +26,7 @@ from scripted import (
     probe,
 )
 
-from lit_xai.callbacks import CatastrophicOverfitting, EarlyStop, RunFolder
+from lit_xai.callbacks import CatastrophicOverfitting, EarlyStop, MovingAverage, RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory", "ignore:.*sync_dist=True")
 
@@ -157,10 +157,15 @@ def test_a_look_that_saw_nothing_hides_no_collapse() -> None:
         (
             CatastrophicOverfitting("restore", monitor=KEY),
             EMAWeightAveraging(),
-            "a WeightAveraging ends the run",
+            "an average of the weights",
+        ),
+        (
+            CatastrophicOverfitting("restore", monitor=KEY),
+            MovingAverage(0.5),
+            "an average of the weights",
         ),
     ],
-    ids=("early", "stop", "average"),
+    ids=("early", "stop", "average", "ema"),
 )
 def test_an_end_that_could_not_come_is_refused_before_training(
     tmp_path: Path, callback: L.Callback, other: L.Callback | None, said: str

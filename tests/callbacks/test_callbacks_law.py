@@ -16,7 +16,17 @@ from lit_xai.attributions import (
     Saliency,
     SmoothGrad,
 )
-from lit_xai.callbacks import BortResidual, CatastrophicOverfitting, EarlyStop, Explain, Robustness
+from lit_xai.callbacks import (
+    BortResidual,
+    CatastrophicOverfitting,
+    Certify,
+    Divergence,
+    EarlyStop,
+    Explain,
+    MovingAverage,
+    RegimeCost,
+    Robustness,
+)
 from lit_xai.classifier import Classifier
 from lit_xai.metrics import BoundaryDistance, Closeness, Flags, Gini, Perturbation, RandomMap, RobustAccuracy
 from lit_xai.observe import _full_precision, explain, observing
@@ -56,8 +66,16 @@ def observers() -> list[L.Callback]:
     }
     robustness = Robustness({"pgd": RobustAccuracy(L2PGD(epsilon=0.5, steps=2))}, samples=6)
     stop = EarlyStop(9, monitor="val/accuracy", mode="max")
-    guards = [CatastrophicOverfitting(monitor="robust/pgd/accuracy"), stop]
-    return [Explain(attributions, metrics, samples=6, batch_size=4), robustness, BortResidual(), *guards]
+    guards = [CatastrophicOverfitting(monitor="robust/pgd/accuracy"), stop, Divergence(every_n_steps=1)]
+    return [
+        Explain(attributions, metrics, samples=6, batch_size=4),
+        robustness,
+        BortResidual(),
+        Certify(sigma=0.1, n=50, n0=10, samples=6),
+        *guards,
+        RegimeCost(),
+        MovingAverage(),
+    ]
 
 
 def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[Classifier, L.Trainer]:
