@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lit_xai.cli.trainer import Command
+from lit_xai.data import Cifar10
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE = CONFIGS / "quickstart.yaml"
@@ -43,6 +45,22 @@ def test_every_regime_takes_a_step_and_explains_an_epoch(regime: str, tmp_path: 
     seen = command.trainer.callback_metrics
     assert {"explain/saliency/perturbation/difference", "robust/pgd/accuracy"} <= set(seen)
     assert float(seen["explain/boundary_saliency/flag/missing"]) == 0.0
+
+
+@pytest.mark.parametrize("recipe", names("regimes/cifar10"))
+def test_published_settings_compose_with_the_quickstart_and_their_data(recipe: str) -> None:
+    """They win over what comes before them, and keep all the rest of it."""
+    path = CONFIGS / "regimes" / "cifar10" / recipe
+    paths = [BASE, CONFIGS / "data" / "cifar10.yaml", path]
+    command = Command([*(f"--config={path}" for path in paths), "--wandb=disabled"], "fit")
+    said = yaml.safe_load(path.read_text())
+    assert command.trainer.max_epochs == said["trainer"]["max_epochs"]
+    assert type(command.model.objective).__name__ == said["model"]["objective"]["class_path"]
+    optimizer = command.model.optimizer(command.model.parameters())
+    assert optimizer.param_groups[0]["lr"] == said["model"]["optimizer"]["init_args"]["lr"]
+    assert isinstance(command.datamodule, Cifar10)
+    assert command.model.channels == 3
+    assert "random_map" in command.config_init.explain.attributions
 
 
 @pytest.mark.parametrize("model", names("models"))

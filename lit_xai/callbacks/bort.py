@@ -29,13 +29,17 @@ class BortResidual(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
+        layers = {
+            name.removeprefix("net."): layout.matrices(weight.detach())
+            for name, weight, layout in linear_maps(pl_module.model)
+        }
         alike = defaultdict(list)
-        for name, weight, layout in linear_maps(pl_module.model):
-            matrices = layout.matrices(weight.detach())
-            key = matrices.shape, matrices.dtype, matrices.device
-            alike[key].append((name.removeprefix("net."), matrices))
-        for layers in alike.values():
-            found = measures(torch.stack([matrices for _, matrices in layers]), self.amplitude)
-            for quantity, values in found.items():
-                for (name, _), value in zip(layers, values, strict=True):
-                    pl_module.log(f"bort/{name}/{quantity}", value)
+        for name, matrices in layers.items():
+            alike[matrices.shape, matrices.dtype, matrices.device].append(name)
+        found = {}
+        for names in alike.values():
+            table = measures(torch.stack([layers[name] for name in names]), self.amplitude)
+            for index, name in enumerate(names):
+                found[name] = {f"bort/{name}/{quantity}": row[index] for quantity, row in table.items()}
+        for name in layers:  # in the order of the network, which is that of a report
+            pl_module.log_dict(found[name])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -55,3 +56,12 @@ def crafting(model: nn.Module, batch_norm: BatchNorm) -> AbstractContextManager[
     if batch_norm == "eval":
         return evaluating(model)
     return unnoticed(model) if batch_norm == "frozen" else nullcontext()
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Within this context compiled networks run as they are written.
+
+    What is compiled can be differentiated once; what runs here, twice.
+    """
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

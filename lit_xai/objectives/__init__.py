@@ -7,7 +7,6 @@ from lit_xai.objectives.explanation import AttributionAlignment, GradientPenalty
 from lit_xai.objectives.fast import FastAdversarial, GradAlign
 from lit_xai.objectives.free import FreeAdversarial
 from lit_xai.objectives.macer import Macer
-from lit_xai.objectives.noise import Chunks
 from lit_xai.objectives.smooth_adv import SmoothAdv
 from lit_xai.objectives.smoothing import Consistency, GaussianAugmentation, StabilityTraining
 from lit_xai.objectives.standard import CrossEntropy
@@ -18,7 +17,6 @@ __all__ = [
     "AdversarialLogitPairing",
     "AdversarialTraining",
     "AttributionAlignment",
-    "Chunks",
     "Consistency",
     "CrossEntropy",
     "DBort",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai.objectives.base import Objective, Terms, Views
+from lit_xai.objectives.explanation import AttributionAlignment
 from lit_xai.objectives.standard import CrossEntropy
 from lit_xai.objectives.weight_perturbation import WeightPerturbed
 from lit_xai.objectives.wrapping import Wrapping
@@ -28,10 +29,12 @@ class DBort(Wrapping):
     """
 
     def __init__(self, objective: Objective | None = None, weight: float = 1e-3, power: float = 0.1) -> None:
-        require(
-            not isinstance(objective, WeightPerturbed),
-            "`objective` must not be WeightPerturbed, whose first pass is gone: put DBort inside of it.",
-        )
+        for part in () if objective is None else objective.modules():
+            require(
+                not isinstance(part, WeightPerturbed | AttributionAlignment),
+                f"`objective` must not have {type(part).__name__} inside, which makes passes of its own: "
+                "put DBort inside of that.",
+            )
         require_at_least(0, weight=weight)
         require_positive(power=power)
         require(power <= 1, f"`power` must be at most 1, got {power!r}.")

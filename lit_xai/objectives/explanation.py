@@ -9,7 +9,7 @@ from torch import nn
 from lit_xai import randomness
 from lit_xai.attacks.base import Attack
 from lit_xai.attributions.base import Attribution, keep_graph
-from lit_xai.models.modes import evaluating
+from lit_xai.models.modes import eagerly, evaluating
 from lit_xai.models.substitution import copied, substituting
 from lit_xai.network.softened import softened
 from lit_xai.objectives.base import Objective, Terms, Views
@@ -26,7 +26,8 @@ class GradientPenalty(Wrapping):
     The norm is l2 over all pixels and channels of an image, a sum; over the images it is a mean. The gradient
     is taken of the clean images, in the mode of the model. Where batch norm sees the batch, it is that of the
     sum of all their losses. Without an `objective`, L is the cross-entropy of the same forward pass, and the
-    whole costs 6 passes where the cross-entropy costs 3; with one, it costs 6 more.
+    whole costs 6 passes where the cross-entropy costs 3; with one, it costs 6 more. A compiled network runs
+    eagerly for the gradient.
 
     Args:
         beta: Weight of the penalty, at least 0, in units of one over the square of a slope per pixel unit.
@@ -52,7 +53,9 @@ class GradientPenalty(Wrapping):
         *rest, inputs = views
         terms = {} if self._alone else self.objective.terms(model, tuple(rest), target)
         points = inputs.detach().requires_grad_()
-        losses = F.cross_entropy(model(points).to(points.dtype), target, reduction="none")
+        with eagerly():
+            logits = model(points).to(points.dtype)
+        losses = F.cross_entropy(logits, target, reduction="none")
         if self._alone:
             terms = {"cross_entropy": losses.mean()}
         (slope,) = torch.autograd.grad(losses.sum(), points, create_graph=True)
@@ -66,8 +69,8 @@ class AttributionAlignment(Wrapping):
 
     x' is what the attack makes of x, and M(x) is a constant. Maps are those of the model in eval mode, signed
     and per channel, with the same draws for both; images with a map that is exactly 0 count for nothing.
-    `Saliency` costs 8 passes on top of the objective and the attack. `DeepLift`, `DeepLiftShap` and
-    `SharingRatio` take part of what their maps are made of as constants, and train the rest.
+    `Saliency` costs 8 passes on top of the objective and the attack. `SharingRatio` takes part of what its
+    maps are made of as constants, and trains the rest. A compiled network runs eagerly for its maps.
 
     Args:
         attribution: M, a method that is `differentiable`.
@@ -125,11 +128,12 @@ class AttributionAlignment(Wrapping):
         terms = self.objective.terms(model, tuple(rest), target)
         draws = randomness.keyed(0, randomness.keys(inputs, "AttributionAlignment"))
         smooth = nullcontext() if self.softplus is None else softened(model, self.softplus)
-        with evaluating(model), substituting(model, copied(model)), draws, smooth:
+        with eagerly(), evaluating(model), substituting(model, copied(model)), draws, smooth:
             seen = self.attribution.maps(model, inputs, target).detach()
             with keep_graph():
                 moved = self.attribution.maps(model, perturbed, target)
-        return {**terms, "attribution_misalignment": self.beta * misalignment(seen, moved)}
+        apart = misalignment(seen.to(inputs.dtype), moved.to(inputs.dtype))
+        return {**terms, "attribution_misalignment": self.beta * apart}
 
 
 def misalignment(first: Images, second: Images) -> Scalar:

@@ -9,7 +9,7 @@ from torch import nn
 from lit_xai.attacks.losses import CE
 from lit_xai.attacks.norms import Linf
 from lit_xai.attacks.pgd import FGSM
-from lit_xai.models.modes import BatchNorm, crafting
+from lit_xai.models.modes import BatchNorm, crafting, eagerly
 from lit_xai.models.substitution import copied, substituting
 from lit_xai.objectives.adversarial import Attacked, warmed
 from lit_xai.objectives.base import Terms, Views
@@ -66,7 +66,8 @@ class GradAlign(Attacked):
 
     with l = CE(f(.), y) and u ~ U(-epsilon, epsilon), where x + u is not clipped to [0, 1]. The gradient at x
     serves for the step and for the cosine, in which it is a constant. Images that have a gradient of exactly
-    0 count for nothing in the cosine. It costs 11 passes where the cross-entropy costs 3.
+    0 count for nothing in the cosine. It costs 11 passes where the cross-entropy costs 3. A compiled network
+    runs eagerly for the second gradient.
 
     Args:
         epsilon: Budget in pixel units, above 0.
@@ -101,7 +102,7 @@ class GradAlign(Attacked):
         points = noisy.detach().requires_grad_()
         statistics = substituting(model, copied(model)) if self.batch_norm == "eval" else nullcontext()
         # Before statistics move: both gradients see the same.
-        with crafting(model, self.batch_norm), statistics:
+        with crafting(model, self.batch_norm), statistics, eagerly():
             odds = _CE(model(points).to(points.dtype), target)
         (other,) = torch.autograd.grad(odds.sum(), points, create_graph=True)
         logits = model(attacked).to(attacked.dtype)

@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from lit_xai.objectives.base import Objective, Terms, Views
-from lit_xai.objectives.noise import NoisyLogits, gaussian, log_likelihood, noisy_logits
-from lit_xai.types import Images, Labels, Scores, require, require_at_least, require_positive
+from lit_xai.objectives.base import Terms, Views
+from lit_xai.objectives.noise import Noisy, NoisyLogits, log_likelihood, noisy_logits
+from lit_xai.types import Labels, Scores, require, require_at_least, require_positive
 
 _FLOOR = 1e-10  # of the probability whose logarithm is taken, as published
 
 
-class Macer(Objective):
+class Macer(Noisy):
     """Cross-entropy of the smoothed soft classifier, and a hinge on its certified radius where it is right.
 
     mean_x [-log(p_y + 1e-10) + weight sigma / 2 (gamma - PhiInv(q_1) + PhiInv(q_2))], p = mean_i
@@ -42,24 +42,15 @@ class Macer(Objective):
         beta: float = 16.0,
         deferred: float = 0.0,
     ) -> None:
-        require_positive(sigma=sigma, gamma=gamma, beta=beta)
+        require_positive(gamma=gamma, beta=beta)
         require_at_least(1, samples=samples)
         require_at_least(0, weight=weight)
         require(0 <= deferred < 1, f"`deferred` must be at least 0 and less than 1, got {deferred!r}.")
-        super().__init__()
-        self.sigma = sigma
-        self.samples = samples
+        super().__init__(sigma, samples)
         self.weight = weight
         self.gamma = gamma
         self.beta = beta
         self.deferred = deferred
-
-    def extra_repr(self) -> str:
-        names = ("sigma", "samples", "weight", "gamma", "beta", "deferred")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
-        return (inputs + gaussian(inputs, self.sigma, self.samples)).unbind()
 
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         logits = noisy_logits(model, torch.stack(views))

@@ -1,12 +1,15 @@
 """Noisy copies of a batch and their logits: what every objective for a smoothed classifier is made of."""
 
+import abc
+import inspect
 import math
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_xai.types import Images, Labels, Logits, Scores, require
+from lit_xai.objectives.base import Objective, Views
+from lit_xai.types import Images, Labels, Logits, Scores, require, require_positive
 
 Noise = Float[Tensor, "noise batch channel height width"]  # or the noisy copies of a batch
 NoisyLogits = Float[Tensor, "noise batch class"]
@@ -50,32 +53,45 @@ def log_mean(log_probability: NoisyLogits) -> Logits:
     return log_probability.logsumexp(dim=0) - math.log(len(log_probability))
 
 
-class Chunks:
-    """A loader's batch as equal chunks, one for each optimizer step.
+class Noisy(Objective, abc.ABC):
+    """An objective of noisy copies of each image: x + e_i, e_i ~ N(0, sigma^2 I), unclipped.
 
-    `number` must divide a full batch. Of a smaller one, the last of an epoch, the remainder is dropped; if it
-    has fewer images than there are steps, each step sees one of them, in turn.
+    Concrete objectives keep what they are built with under its name.
 
     Args:
-        number: Chunks of a batch, at least 1.
-
-    Source: Salman et al. 2019, arXiv 1906.04584, released code (`--train-multi-noise`).
+        sigma: Standard deviation of the noise in pixel units, greater than 0.
+        samples: Copies of an image, at least 1.
+        chunked: Cut each batch of the loader into `samples` equal chunks, and take an optimizer step on each.
+            `samples` must divide a full batch. Of a smaller one, the last of an epoch, the remainder is
+            dropped; if it has fewer images than there are steps, each step sees one of them, in turn.
     """
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._full = 0
+    def __init__(self, sigma: float, samples: int = 1, chunked: bool = False) -> None:
+        require_positive(sigma=sigma)
+        super().__init__()
+        self.sigma = sigma
+        self.samples = samples
+        self.chunked = chunked
+        self.updates = samples if chunked else 1
+        self._full = 0  # images of a full batch, as far as is known
 
-    def take(self, inputs: Images, target: Labels, update: int) -> Chunk:
-        """Return the chunk of the optimizer step `update`, counted from 0."""
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters
+        )
+
+    def share(self, inputs: Images, target: Labels, update: int) -> Chunk:
         count = len(inputs)
         if count > self._full:
             require(
-                count % self.number == 0,
-                f"`samples` must divide the batch if it is `chunked`, got {self.number} for a batch of "
-                f"{count}: set `data.batch_size` to a multiple of {self.number}, or `chunked` to false.",
+                count % self.updates == 0,
+                f"`samples` must divide the batch if it is `chunked`, got {self.updates} for a batch of "
+                f"{count}: set `data.batch_size` to a multiple of {self.updates}, or `chunked` to false.",
             )
             self._full = count
-        size = max(1, count // self.number)
+        size = max(1, count // self.updates)
         first = update * size % count
         return inputs[first : first + size], target[first : first + size]
+
+    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
+        return (inputs + gaussian(inputs, self.sigma, self.samples)).unbind()

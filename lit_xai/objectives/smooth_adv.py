@@ -5,11 +5,10 @@ from torch import nn
 
 from lit_xai.attacks.norms import L2
 from lit_xai.models.modes import evaluating
-from lit_xai.objectives.base import Objective, Terms, Views
+from lit_xai.objectives.base import Terms, Views
 from lit_xai.objectives.noise import (
-    Chunk,
-    Chunks,
     Noise,
+    Noisy,
     gaussian,
     log_likelihood,
     noisy_logits,
@@ -21,7 +20,7 @@ from lit_xai.types import Epsilon, Images, Labels, require, require_at_least, re
 _L2 = L2()
 
 
-class SmoothAdv(Objective):
+class SmoothAdv(Noisy):
     """Cross-entropy on noisy images of the neighbour that the smoothed soft classifier finds hardest.
 
     mean_i CE(f(x + d + e_i), y), where d raises -log mean_i softmax(f(x + d + e_i))_y in the l2 ball, with
@@ -37,7 +36,7 @@ class SmoothAdv(Objective):
         epsilon: Budget of the attack in pixel units, greater than 0.
         steps: Gradient steps T of the attack, at least 1.
         samples: Noises per image, at least 1.
-        warmup: Share of the run over which the budget rises from 0 to `epsilon`, from 0 to less than 1.
+        warmup: Share of the run over which the budget rises from 0 to `epsilon`, from 0 to 1.
         all_noises: Train on all noisy copies; otherwise on the first, whatever the attack saw.
         consistency: Weight of the divergence of `Consistency` among the noisy copies, at least 0; published
             with 1 to 2.
@@ -64,48 +63,26 @@ class SmoothAdv(Objective):
         entropy: float = 0.0,
         chunked: bool = False,
     ) -> None:
-        require_positive(sigma=sigma, epsilon=epsilon)
+        require_positive(epsilon=epsilon)
         require_at_least(1, steps=steps, samples=samples)
         require_at_least(0, consistency=consistency, entropy=entropy)
         require(
             consistency == 0 or (all_noises and samples > 1),
             "`consistency` needs several noises to train on: set `samples` above 1 and `all_noises`.",
         )
-        require(0 <= warmup < 1, f"`warmup` must be at least 0 and less than 1, got {warmup!r}.")
-        super().__init__()
-        self.sigma = sigma
+        require(0 <= warmup <= 1, f"`warmup` must be at least 0 and at most 1, got {warmup!r}.")
+        super().__init__(sigma, samples, chunked)
         self.epsilon = epsilon
         self.steps = steps
-        self.samples = samples
         self.warmup = warmup
         self.all_noises = all_noises
         self.consistency = consistency
         self.entropy = entropy
-        self.chunked = chunked
-        self.updates = samples if chunked else 1
-        self._chunks = Chunks(self.updates)
-
-    def extra_repr(self) -> str:
-        names = (
-            "sigma",
-            "epsilon",
-            "steps",
-            "samples",
-            "warmup",
-            "all_noises",
-            "consistency",
-            "entropy",
-            "chunked",
-        )
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @property
     def budget(self) -> float:
         """What the warm-up grants by now of `epsilon`."""
         return self.epsilon * min(1.0, self.progress / self.warmup) if self.warmup else self.epsilon
-
-    def share(self, inputs: Images, target: Labels, update: int) -> Chunk:
-        return self._chunks.take(inputs, target, update)
 
     def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
         inputs = inputs.detach()

@@ -4,20 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_xai.objectives.base import Objective, Terms, Views
-from lit_xai.objectives.noise import (
-    Chunk,
-    Chunks,
-    NoisyLogits,
-    gaussian,
-    log_likelihood,
-    log_mean,
-    noisy_logits,
-)
-from lit_xai.types import Images, Labels, Logits, Scalar, require_at_least, require_positive
+from lit_xai.objectives.base import Terms, Views
+from lit_xai.objectives.noise import Noisy, NoisyLogits, log_likelihood, log_mean, noisy_logits
+from lit_xai.types import Images, Labels, Logits, Scalar, require_at_least
 
 
-class GaussianAugmentation(Objective):
+class GaussianAugmentation(Noisy):
     """Cross-entropy on noisy images: the mean of -log softmax(f(x + e))_y, e ~ N(0, sigma^2 I).
 
     Noise comes from torch's global generator, one draw per image, and is not clipped to [0, 1].
@@ -29,22 +21,14 @@ class GaussianAugmentation(Objective):
     """
 
     def __init__(self, sigma: float) -> None:
-        require_positive(sigma=sigma)
-        super().__init__()
-        self.sigma = sigma
-
-    def extra_repr(self) -> str:
-        return f"sigma={self.sigma!r}"
-
-    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
-        return (inputs + gaussian(inputs, self.sigma, 1)).unbind()
+        super().__init__(sigma)
 
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         (logits,) = noisy_logits(model, torch.stack(views))
         return {"noisy_cross_entropy": F.cross_entropy(logits, target)}
 
 
-class StabilityTraining(Objective):
+class StabilityTraining(Noisy):
     """Cross-entropy on clean images, and how far the answer moves under noise.
 
     CE(f(x), y) + weight KL(p || q) + entropy H(p), p = softmax f(x), q = softmax f(x + e),
@@ -62,18 +46,13 @@ class StabilityTraining(Objective):
     """
 
     def __init__(self, sigma: float, weight: float = 2.0, entropy: float = 0.0) -> None:
-        require_positive(sigma=sigma)
         require_at_least(0, weight=weight, entropy=entropy)
-        super().__init__()
-        self.sigma = sigma
+        super().__init__(sigma)
         self.weight = weight
         self.entropy = entropy
 
-    def extra_repr(self) -> str:
-        return f"sigma={self.sigma!r}, weight={self.weight!r}, entropy={self.entropy!r}"
-
     def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
-        return (inputs, *(inputs + gaussian(inputs, self.sigma, 1)))
+        return (inputs, *super().views(model, inputs, target))
 
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         clean, shaken = noisy_logits(model, torch.stack(views)).log_softmax(dim=2)
@@ -84,7 +63,7 @@ class StabilityTraining(Objective):
         }
 
 
-class Consistency(Objective):
+class Consistency(Noisy):
     """Cross-entropy on noisy images, and how far the answers under several noises lie from their mean.
 
     mean_i CE(f(x + e_i), y) + weight mean_i KL(q || p_i) + entropy H(q), p_i = softmax f(x + e_i),
@@ -115,27 +94,11 @@ class Consistency(Objective):
         entropy: float = 0.5,
         chunked: bool = False,
     ) -> None:
-        require_positive(sigma=sigma)
         require_at_least(2, samples=samples)
         require_at_least(0, weight=weight, entropy=entropy)
-        super().__init__()
-        self.sigma = sigma
-        self.samples = samples
+        super().__init__(sigma, samples, chunked)
         self.weight = weight
         self.entropy = entropy
-        self.chunked = chunked
-        self.updates = samples if chunked else 1
-        self._chunks = Chunks(self.updates)
-
-    def extra_repr(self) -> str:
-        names = ("sigma", "samples", "weight", "entropy", "chunked")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-    def share(self, inputs: Images, target: Labels, update: int) -> Chunk:
-        return self._chunks.take(inputs, target, update)
-
-    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
-        return (inputs + gaussian(inputs, self.sigma, self.samples)).unbind()
 
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         answers = noisy_logits(model, torch.stack(views)).log_softmax(dim=2)

@@ -74,9 +74,9 @@ class BortSGD(SGD):
         ready(self)
         plain = []
         for group in self.param_groups:
-            for parameter, gradient, pull in pulls(group):
+            for parameter, gradient, pull in pulls(group, rate=-1.0 if group["maximize"] else 1.0):
                 plain.append((parameter, gradient))
-                parameter.grad = pull.add_(gradient).to(parameter.dtype)
+                parameter.grad = gradient.add(pull).to(parameter.dtype)  # as the gradient lies in memory
         _step(SGD, self)
         for parameter, gradient in plain:
             parameter.grad = gradient
@@ -227,12 +227,15 @@ def constrain_linear_maps(optimizer: Optimizer, model: nn.Module) -> None:
     for group in list(optimizer.param_groups):
         if not group.get("gamma"):
             continue
-        held = [parameter for parameter in group["params"] if id(parameter) in layouts]
-        free = [parameter for parameter in group["params"] if id(parameter) not in layouts]
-        if free:
-            group["params"] = held
-            optimizer.add_param_group({**group, "params": free, "gamma": 0.0})
-        group["layouts"] = [layouts[id(parameter)] for parameter in held]  # plain data: checkpoints keep it
+        held = [id(parameter) in layouts for parameter in group["params"]]
+        free = {**group, "gamma": 0.0}
+        for name in {"params", "param_names"} & group.keys():
+            free[name] = [value for value, kept in zip(group[name], held, strict=True) if not kept]
+            group[name] = [value for value, kept in zip(group[name], held, strict=True) if kept]
+        if free["params"]:
+            optimizer.add_param_group(free)
+        # Plain data: checkpoints keep it.
+        group["layouts"] = [layouts[id(parameter)] for parameter in group["params"]]
 
 
 def _beside(base: type[Optimizer], inside: Optimizer, outside: Optimizer, closure: Closure | None) -> Any:

@@ -104,15 +104,15 @@ def ready(optimizer: Optimizer) -> None:
     device.
     """
     for group in optimizer.param_groups:
-        if group["gamma"] == 0:
-            continue
         for name, value in optimizer.defaults.items():
             group.setdefault(name, value)
+        if group["gamma"] == 0:
+            continue
         if not isinstance(group["lr"], Tensor):
             check(group)
         if group["amplitude"] == "ada" and group["penalty"] == "l2" and not group["seen"]:
             group["seen"] = True
-            largest = max((float(_squared_length(m)) for _, _, m in _constrained(group)), default=0.0)
+            largest = max((float(_squared_length(m)) for *_, m in _constrained(group)), default=0.0)
             _require_stable(group, largest, max(float(group["lr"]), group.get("initial_lr", 0.0)))
 
 
@@ -129,29 +129,29 @@ def pulls(
     if group["since"]:
         return []
     alike = defaultdict(list)
-    for parameter, layout, matrices in _constrained(group):
-        if (gradient := parameter.grad) is not None:
-            key = matrices.shape, matrices.dtype, matrices.device
-            alike[key].append((matrices, parameter, gradient, layout))
+    for parameter, gradient, layout, matrices in _constrained(group):
+        key = matrices.shape, matrices.dtype, matrices.device
+        alike[key].append((parameter, gradient, layout, matrices))
     found = []
-    for (_, dtype, _), members in alike.items():
-        weights = torch.stack([matrices for matrices, *_ in members])
+    for (_, dtype, device), members in alike.items():
+        weights = torch.stack([matrices for *_, matrices in members])
         weights = weights.to(torch.promote_types(dtype, torch.float32))
         if decay:
             weights.mul_(1 - decay)
-        stack = correction(weights, group["amplitude"], group["penalty"])
+        with torch.autocast(device.type, enabled=False):
+            stack = correction(weights, group["amplitude"], group["penalty"])
         stack.mul_(rate * (group["gamma"] * group["every_k"]))
-        for (_, parameter, gradient, layout), pull in zip(members, stack, strict=True):
+        for (parameter, gradient, layout, _), pull in zip(members, stack, strict=True):
             found.append((parameter, gradient, layout.weight(pull, parameter.shape)))
     return found
 
 
-def _constrained(group: dict[str, Any]) -> Iterator[tuple[nn.Parameter, Layout, Tensor]]:
-    """Every parameter that has rows, its layout and its matrices."""
+def _constrained(group: dict[str, Any]) -> Iterator[tuple[nn.Parameter, Tensor, Layout, Tensor]]:
+    """Every parameter that has rows and takes part in the step, its gradient, layout and matrices."""
     layouts = group.get("layouts") or [(1, False)] * len(group["params"])
     for parameter, layout in zip(group["params"], layouts, strict=True):
-        if parameter.ndim >= 2:
-            yield parameter, Layout(*layout), Layout(*layout).matrices(parameter)
+        if parameter.ndim >= 2 and parameter.grad is not None:
+            yield parameter, parameter.grad, Layout(*layout), Layout(*layout).matrices(parameter)
 
 
 def _squared_length(matrices: Matrices) -> Tensor:

@@ -14,7 +14,14 @@ from lit_xai.study.record import ENDED, Curve, Fact, Record, in_order
 
 CONTROL = "random_map"  # the attribution that knows nothing: what it scores is what chance scores
 PRIMARY = ("perturbation/difference", "closeness/cosine")  # chosen before any run was seen
-COMMON = {"/accuracy": Fact("higher", 0.0, 1.0), "/loss": Fact("lower")}  # what every run logs
+LOWER = Fact("lower", 0.0)
+COMMON = {  # what every run logs
+    "/accuracy": Fact("higher", 0.0, 1.0),
+    "/loss": Fact("lower"),
+    "/residual": LOWER,
+    "/orthogonality": LOWER,
+    "/boundedness": LOWER,
+}
 CERTIFIED = re.compile(r"certified/([0-9.e+-]*[0-9])")  # at a radius in pixels
 AT = re.compile(r"robust/.+/at_([0-9.e+-]*[0-9])")  # a point of `RobustnessCurve`
 LABELS = {

@@ -81,7 +81,7 @@ def test_it_follows_the_objective_inside() -> None:
 
 
 def test_weights_may_be_perturbed_around_it_but_not_inside() -> None:
-    with pytest.raises(ValueError, match="put DBort inside of it"):
+    with pytest.raises(ValueError, match="put DBort inside of that"):
         DBort(WeightPerturbed(CrossEntropy()))
     net, inputs, target = batch()
     terms = WeightPerturbed(DBort())(net, inputs, target)

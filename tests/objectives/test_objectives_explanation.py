@@ -125,7 +125,6 @@ METHODS = [
     a.LRP(),
     a.DeepLift(),
     a.DeepLiftShap(samples=2),
-    a.SharingRatio(),
 ]
 
 

@@ -234,12 +234,24 @@ def test_two_processes_carry_on_what_each_of_them_had(tmp_path: Path):
         port = free.getsockname()[1]
     mp.spawn(work, args=(port, tmp_path), nprocs=2)
     after = [torch.load(tmp_path / name / "1.ckpt", weights_only=True) for name in ("one", "two")]
-    (one,), (two,) = (checkpoint["carried"].values() for checkpoint in after)
-    assert one.shape == (2, 5, 2, 8, 8)
+    one, two = ([mine[""] for mine in checkpoint["carried"]] for checkpoint in after)
+    assert [state.shape for state in one] == [(5, 2, 8, 8)] * 2
     assert not torch.equal(one[0], one[1])
-    assert torch.equal(one, two)
+    assert all(map(torch.equal, one, two))
     weights = [checkpoint["state_dict"] for checkpoint in after]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_clipped_gradients_of_the_weights_and_half_precision_leave_the_images_theirs(tmp_path: Path):
+    found = []
+    for options in ({}, {"gradient_clip_val": 1e-6}, {"precision": "bf16-mixed"}):
+        objective = FreeAdversarial(EPSILON, replays=1)
+        trained(tmp_path, objective, max_epochs=1, limit_train_batches=1, **options)
+        found.append(objective.carried)
+    plain, clipped, half = found
+    assert torch.equal(clipped, plain)
+    assert half.dtype == torch.float32
+    assert (half == plain).float().mean() > 0.9
 
 
 def test_accumulated_gradients_are_refused(tmp_path: Path):

@@ -34,7 +34,15 @@ def test_every_recipe_takes_a_step(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "epochs", "drops"),
-    [("adversarial", 200, (100, 150)), ("trades", 76, (75,)), ("mart", 120, (75, 90, 100))],
+    [
+        ("adversarial", 200, (100, 150)),
+        ("trades", 76, (75,)),
+        ("mart", 120, (75, 90, 100)),
+        ("gaussian", 90, (30, 60)),
+        ("smooth_adv", 150, (50, 100)),
+        ("consistency", 150, (50, 100)),
+        ("macer", 440, (200, 400)),
+    ],
 )
 def test_learning_rates_fall_at_the_published_epochs(name: str, epochs: int, drops: tuple[int, ...]) -> None:
     run = command(CONFIGS / "regimes" / "cifar10" / f"{name}.yaml")

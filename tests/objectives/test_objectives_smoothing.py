@@ -310,7 +310,7 @@ def test_costs(objective, passes, units):
         (lambda: SmoothAdv(0.1, 0.0), "`epsilon` must be greater than 0, got 0.0"),
         (lambda: SmoothAdv(0.1, 1.0, steps=0), "`steps` must be at least 1"),
         (lambda: SmoothAdv(0.1, 1.0, samples=0), "`samples` must be at least 1"),
-        (lambda: SmoothAdv(0.1, 1.0, warmup=1.0), "`warmup` must be at least 0 and less than 1, got 1.0"),
+        (lambda: SmoothAdv(0.1, 1.0, warmup=1.1), "`warmup` must be at least 0 and at most 1, got 1.1"),
         (lambda: SmoothAdv(0.1, 1.0, consistency=-1.0), "`consistency` must be at least 0"),
         (lambda: SmoothAdv(0.1, 1.0, samples=1, consistency=1.0), "`consistency` needs several noises"),
         (lambda: Macer(0.0), "`sigma` must be greater than 0"),

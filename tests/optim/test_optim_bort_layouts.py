@@ -184,6 +184,17 @@ def test_only_convolutions_and_linear_maps_are_constrained() -> None:
     assert not torch.equal(net.linear.weight, before)
 
 
+def test_a_split_keeps_the_names_of_parameters_and_a_second_one_changes_nothing() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4))
+    optimizer = BortSGD(net.named_parameters(), lr=0.1, gamma=0.5)
+    for _ in range(2):
+        constrain_linear_maps(optimizer, net)
+        held, free = optimizer.param_groups
+        assert (held["param_names"], held["layouts"]) == (["0.weight"], [(2, False)])
+        assert free["param_names"] == ["0.bias", "1.weight", "1.bias"]
+        assert (held["gamma"], free["gamma"]) == (0.5, 0.0)
+
+
 def test_plain_optimizers_keep_their_one_group() -> None:
     net = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

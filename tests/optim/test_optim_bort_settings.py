@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from bort_twins import fresh, steps
+from bort_twins import fresh, slow_correction, steps
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -176,3 +176,71 @@ def test_optimizers_that_cannot_be_wrapped_are_refused():
 
     with pytest.raises(ValueError, match="must have a learning rate, `lr`; SGD got none"):
         Bort(fresh(), unhurried, gamma=0.1)
+
+
+@pytest.mark.parametrize("kind", [BortSGD, BortAdamW, bort(torch.optim.AdamW)])
+def test_a_checkpoint_of_the_plain_optimizer_loads_and_the_constraint_sets_in(kind):
+    base = torch.optim.SGD if kind is BortSGD else torch.optim.AdamW
+    ours, plain = fresh(), fresh()
+    first = base(plain, lr=0.01, weight_decay=0.0)
+    steps(first, plain, 1)
+    optimizer = kind(ours, lr=0.5, gamma=0.7)
+    optimizer.load_state_dict(copy.deepcopy(first.state_dict()))
+    for parameter, start in zip(ours, plain, strict=True):
+        parameter.data.copy_(start.data)
+    before = [parameter.detach().clone() for parameter in ours]
+    steps(optimizer, ours, 1, seed=1)
+    steps(first, plain, 1, seed=1)
+    for mine, other, was in zip(ours, plain, before, strict=True):
+        pull = slow_correction(was, 1.0, "l2") if was.ndim > 1 else 0.0
+        torch.testing.assert_close(mine.data, other.data - 0.007 * pull, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [BortSGD, BortAdamW, bort(torch.optim.SGD)])
+def test_weights_that_take_no_part_are_asked_for_nothing(kind):
+    weight, frozen = nn.Parameter(torch.eye(2, 4)), nn.Parameter(100 * torch.eye(2, 4))
+    optimizer = kind([weight, frozen], lr=0.1, gamma=0.5, amplitude="ada")
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.equal(frozen, 100 * torch.eye(2, 4))
+    frozen.grad = torch.zeros_like(frozen)
+    with pytest.raises(ValueError, match="or the constraint diverges"):
+        kind([weight, frozen], lr=0.1, gamma=0.5, amplitude="ada").step()
+
+
+@pytest.mark.parametrize("kind", [BortSGD, BortAdamW])
+def test_the_constraint_is_never_maximised(kind):
+    up, down = fresh(), fresh()
+    for parameters, maximize in ((up, True), (down, False)):
+        optimizer = kind([{"params": parameters, "maximize": maximize}], lr=0.01, gamma=0.5)
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, -0.3 if maximize else 0.3)
+        optimizer.step()
+    for a, b in zip(up, down, strict=True):
+        torch.testing.assert_close(a.data, b.data)
+
+
+@pytest.mark.parametrize("kind", [BortSGD, BortAdamW])
+def test_within_autocast_the_constraint_keeps_its_precision(kind):
+    inside, outside = fresh(torch.float32), fresh(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        steps(kind(inside, lr=0.1, gamma=0.5), inside, 2)
+    steps(kind(outside, lr=0.1, gamma=0.5), outside, 2)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+@pytest.mark.parametrize("kind", [BortSGD, BortAdamW, bort(torch.optim.AdamW)])
+def test_scaled_gradients_of_half_precision_are_unscaled_first_and_skipped_if_infinite(kind):
+    scaled, plain = fresh(torch.float32), fresh(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, other = (kind(parameters, lr=0.01, gamma=0.5, every_k=2) for parameters in (scaled, plain))
+    for factor in (1.0, torch.inf, 1.0):
+        for a, b in zip(scaled, plain, strict=True):
+            scaler.scale(factor * a.square().sum()).backward()
+            b.grad = (2 * factor * b).detach()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if factor == 1.0:
+            other.step()
+    assert all(torch.equal(a, b) for a, b in zip(scaled, plain, strict=True))
