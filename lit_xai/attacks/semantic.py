@@ -113,8 +113,9 @@ class SemanticPattern(Search):
 
     def _raised(self, gradient: Tensor, value: Tensor) -> Tensor:
         """What is added to the features: one entry of each of some channels."""
-        slopes, features = (part.flatten(1)[:, :, None] if part.ndim == 2 else part.flatten(2)
-                            for part in (gradient, value))  # fmt: skip
+        slopes, features = (
+            part.flatten(2) if part.ndim > 2 else part[..., None] for part in (gradient, value)
+        )
         peaks = slopes.amax(2)
         places = features.masked_fill(slopes < peaks[:, :, None], -torch.inf).argmax(2)
         best, channels = peaks.topk(min(self.features, peaks.shape[1]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import textwrap
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_xai.attacks.semantic import SemanticPattern
 from lit_xai.cli.options import Options
@@ -60,24 +62,27 @@ def main(words: Sequence[str]) -> int:
     if options.against:
         other = Namespace(**{**vars(_options().parse_args([])), "run": options.against})
         other.device = options.device
+        other.checkpoint = options.checkpoint if options.checkpoint in ("last", "best") else "last"
         subjects.append(read_subject("reconstruct", other, [], split=options.split))
-        made = [(subject.channels, subject.classes) for subject in subjects]
+        made = [(subject.pool(options.split).first().shape, subject.classes) for subject in subjects]
         require(made[0] == made[1], f"`--against` {options.against} is about other images or classes.")
     out = subjects[0].out / "reconstruction"
     pool = subjects[0].pool(options.split)
     ids = pool.spaced(options.images)
     inputs, target = pool.batch(ids, subjects[0].channels, subjects[0].classes)
     numbers = torch.tensor(ids)
-    with Progress(transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("reconstructing", total=len(ids) * len(subjects))
         found = [
             _see(subject, inputs, target, numbers, options, lambda count: progress.advance(bar, count))
             for subject in subjects
         ]
     prepare(out, subjects[0].yaml)
-    _write(out, found, options)
+    _write(out, found, options, len(ids))
     _draw_layers(out / "reconstruction.png", inputs, found)
-    _draw_patterns(out / "pattern.png", inputs, found)
+    names = dict(enumerate(map(str, getattr(subjects[0].data, "names", None) or ())))
+    _draw_patterns(out / "pattern.png", inputs, found, names)
     for one in found:
         _say(one)
     print(f"{out}: reconstruction.tsv, reconstruction.json, reconstruction.png, pattern.png")
@@ -88,12 +93,12 @@ def _see(subject: Subject, inputs: Tensor, target: Tensor, ids: Tensor, options:
     """Every layer that goes back, and the pattern of the last feature map."""
     model, device = subject.model, subject.device
     how = Backtracking(options.pooling, options.guided)
-    epsilon = options.epsilon or PER_PIXEL * inputs[0].numel() ** 0.5
-    attack = SemanticPattern(
-        Eps(epsilon), features=options.features, pooling=options.pooling, guided=options.guided
-    )
+    epsilon = PER_PIXEL * inputs[0].numel() ** 0.5 if options.epsilon is None else options.epsilon
     with observing(model, options.seed):
-        layers, lost = _layers(subject, inputs[:1].to(device), options.layers, how)
+        layers, layer, lost = _layers(model, inputs[:1].to(device), options.layers, how)
+        attack = SemanticPattern(
+            Eps(epsilon), layer, options.features, pooling=options.pooling, guided=options.guided
+        )
         scores: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in MEASURES} for name in layers}
         flips: list[Tensor] = []
         shown: dict[str, list[Tensor]] = defaultdict(list)
@@ -121,7 +126,7 @@ def _see(subject: Subject, inputs: Tensor, target: Tensor, ids: Tensor, options:
     summary = {
         "model": subject.name,
         "layers": {name: _moments(parts) for name, parts in scores.items()},
-        "pattern": {"attack": repr(attack), **_outcome(torch.cat(flips, dim=1).cpu())},
+        "pattern": {"attack": repr(attack), "layer": layer, **_outcome(torch.cat(flips, dim=1).cpu())},
         "stopped": lost,
     }
     return Seen(
@@ -130,29 +135,32 @@ def _see(subject: Subject, inputs: Tensor, target: Tensor, ids: Tensor, options:
 
 
 def _layers(
-    subject: Subject, image: Tensor, asked: Sequence[str] | None, how: Backtracking
-) -> tuple[list[str], str]:
-    """The layers asked for, which must go back; or all that do, and why the next one does not."""
+    model: nn.Module, image: Tensor, asked: Sequence[str] | None, how: Backtracking
+) -> tuple[Sequence[str], str | None, str]:
+    """The layers asked for, or all that go back; that of the pattern; and why the next does not go back."""
     with torch.no_grad():
-        tape = record(subject.model, image)
-    if asked:
-        return list(asked), ""
+        tape = record(model, image)
     going: list[str] = []
     for name in stages(tape):
+        value = tape.value(name)
         try:
-            reconstructions(subject.model, image, [name], how)
+            how(tape, value, value[None])
         except ValueError as error:
-            require(bool(going), str(error))
-            return going, str(error)
+            require(bool(going or asked), str(error))
+            last = going or asked or []
+            with_places = [name for name in last if tape.value(name).shape[2:].numel() > 1]
+            return asked or going, (with_places or last)[-1], "" if asked else str(error)
         going.append(name)
-    return going, ""
+    return asked or going, None, ""
 
 
 def _moments(parts: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    """Mean and spread over the images of every measure."""
+    """Mean and spread over the images, less those where a measure is not finite: the error of a black one."""
     values = {key: torch.cat(value).double() for key, value in parts.items()}
+    values = {key: value[value.isfinite()] for key, value in values.items()}
     means = {key: float(value.mean()) for key, value in values.items()}
-    return means | {f"{key}_sd": float(value.std(correction=0)) for key, value in values.items()}
+    spreads = {key: float((value - means[key]).square().mean().sqrt()) for key, value in values.items()}
+    return means | {f"{key}_sd": spread for key, spread in spreads.items()}
 
 
 def _smoothness(pattern: Tensor) -> Tensor:
@@ -179,9 +187,10 @@ def _outcome(rows: Tensor) -> dict[str, float]:
     }
 
 
-def _write(out: Path, found: Sequence[Seen], options: Any) -> None:
-    kept = {"split": options.split, "images": options.images, "seed": options.seed}
-    summary = {**kept, "networks": [one.summary for one in found]}
+def _write(out: Path, found: Sequence[Seen], options: Any, images: int) -> None:
+    kept = {"split": options.split, "images": images, "seed": options.seed}
+    text = json.dumps({**kept, "networks": [one.summary for one in found]})
+    summary = json.loads(text, parse_constant=lambda _: None)  # JSON has no word for what is not finite
     (out / "reconstruction.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (out / "reconstruction.tsv").open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
@@ -202,9 +211,10 @@ def _say(one: Seen) -> None:
     if one.summary["stopped"]:
         print(f"  no further: {one.summary['stopped']}")
     said = one.summary["pattern"]
+    where = f" of {said['layer']}" if said["layer"] else ""
     print(
-        f"  pattern changes {100 * said['success']:.0f} % of decisions, {100 * said['aimed']:.0f} % to the "
-        f"class aimed at; median l2 {said['l2_median']:.2f}, linf {said['linf_median']:.2f}; "
+        f"  pattern{where} changes {100 * said['success']:.0f} % of decisions, {100 * said['aimed']:.0f} % "
+        f"to the class aimed at; median l2 {said['l2_median']:.2f}, linf {said['linf_median']:.2f}; "
         f"correlation of its neighbouring pixels {said['smoothness']:.2f}"
     )
 
@@ -219,17 +229,30 @@ def _draw_layers(path: Path, inputs: Tensor, found: Sequence[Seen]) -> None:
             line = axes[image * len(found) + which]
             top = image == which == 0
             _draw(line[0], photograph(inputs[image].numpy()), "image" if top else "", "")
-            line[0].set_ylabel(one.name.split(",")[0] if len(found) > 1 else "", fontsize=6.5)
+            line[0].set_ylabel(_title(one) if len(found) > 1 else "", fontsize=8)
             for axis, name in zip(line[1:], names, strict=True):
-                if name in one.shown:
-                    back = one.shown[name][image]
-                    error = float(relative_error(torch.from_numpy(back)[None], inputs[image][None]))
-                    title = name.removeprefix("layers/").removeprefix("net.") if top else ""
-                    _draw(axis, photograph(back), title, f"error {error:.2g}")
-    figure.savefig(path)
+                title = name.removeprefix("layers/").removeprefix("net.") if top else ""
+                if name not in one.shown:
+                    axis.set_title(title, fontsize=7.5)
+                    axis.set_xlabel("does not go back", fontsize=6.5)
+                    continue
+                back = torch.from_numpy(one.shown[name][image])
+                pair = back[None], inputs[image][None]
+                error, same = (float(measure(*pair)) for measure in (relative_error, likeness))
+                shown = _fitted(back, inputs[image]).numpy()
+                _draw(axis, photograph(shown), title, f"error {error:#.2g}, r {same:.2f}")
+    note = "What comes back from each layer, drawn at the contrast and brightness that fit the image best. "
+    _save(figure, path, note + "Error: |x' - x|² / |x|² before that. r: correlation.")
 
 
-def _draw_patterns(path: Path, inputs: Tensor, found: Sequence[Seen]) -> None:
+def _fitted(back: Tensor, image: Tensor) -> Tensor:
+    """The a x' + b, a >= 0, nearest to the image: flat where nothing of it came back."""
+    centred = back - back.mean()
+    gain = (centred * image).sum().clamp(min=0) / centred.square().sum()
+    return gain.nan_to_num(0) * centred + image.mean()
+
+
+def _draw_patterns(path: Path, inputs: Tensor, found: Sequence[Seen], words: Mapping[int, str]) -> None:
     """For every image and network: image, pattern, changed image."""
     count = min(SHOWN, len(inputs))
     axes, figure = _grid(count, 3 * len(found))
@@ -237,25 +260,40 @@ def _draw_patterns(path: Path, inputs: Tensor, found: Sequence[Seen]) -> None:
         shown = one.shown
         for image in range(count):
             line = axes[image][3 * which : 3 * which + 3]
-            above = [one.name.split(",")[0], "pattern", "changed"] if image == 0 else [""] * 3
+            above = [_title(one), "pattern", "changed"] if image == 0 else [""] * 3
             palette, _ = shades(shown["pattern"][image])
+            said, label = (words.get(int(shown[key][image]), shown[key][image]) for key in ("said", "label"))
             flips = bool(shown["found"][image])
-            said = f"taken for {shown['label'][image]}" if flips else "stands"
-            _draw(line[0], photograph(inputs[image].numpy()), above[0], f"taken for {shown['said'][image]}")
-            _draw(line[1], PALETTE[palette], above[1], f"l2 {shown['distance'][image]:.2g}" if flips else "")
-            _draw(line[2], photograph(shown["points"][image]), above[2], said)
-    figure.savefig(path)
+            length = f"l2 {shown['distance'][image]:.2g}" if flips else ""
+            _draw(line[0], photograph(inputs[image].numpy()), above[0], f"taken for {said}")
+            _draw(line[1], PALETTE[palette], above[1], length)
+            note = f"taken for {label}" if flips else "stands"
+            _draw(line[2], photograph(shown["points"][image]), above[2], note)
+    _save(
+        figure, path, "Pattern: red makes brighter, blue darker. Changed: by the shortest length that works."
+    )
+
+
+def _title(one: Seen) -> str:
+    return one.name.split(",")[0]
 
 
 def _grid(rows: int, columns: int) -> tuple[Any, Figure]:
-    size = (1.3 * columns + 0.3, 1.45 * rows + 0.4)
-    figure = Figure(figsize=size, dpi=110, facecolor="white", layout="tight")
+    figure = Figure(figsize=(1.3 * columns + 0.3, 1.45 * rows + 0.5), dpi=110, facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         for spine in axis.spines.values():
             spine.set_edgecolor("#cccccc")
     return axes, figure
+
+
+def _save(figure: Figure, path: Path, note: str) -> None:
+    """Write the picture, with a note above in as many lines as it takes."""
+    width, height = figure.get_size_inches()
+    figure.suptitle(textwrap.fill(note, int(15 * width)), y=1 - 0.08 / height, fontsize=7.5)
+    figure.tight_layout(pad=0.5, h_pad=0.9)
+    figure.savefig(path)
 
 
 def _draw(axis: Any, picture: Picture, title: str, note: str) -> None:

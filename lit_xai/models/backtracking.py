@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_xai.network import (
     Addition,
@@ -105,7 +106,7 @@ class Backtracking:
             case Scaling(scale, shift):
                 return _divided(features - shift, torch.as_tensor(scale).to(features))
             case Rectifier(slope=slope) if slope > 0:
-                return torch.where(features > 0, features, features / slope)
+                return F.leaky_relu(features, 1 / slope)
             case Rectifier(slope=0.0):
                 return features * ((features > 0) & (step.source > 0)) if self.guided else features
             case MaxPool() as layer:
@@ -201,7 +202,7 @@ def likeness(found: Images, inputs: Images) -> Scores:
     first, second = (
         images.flatten(1) - images.flatten(1).mean(1, keepdim=True) for images in (found, inputs)
     )
-    result: Tensor = nn.functional.cosine_similarity(first, second)
+    result: Tensor = F.cosine_similarity(first, second)
     return result
 
 
@@ -264,8 +265,9 @@ def _replayed(branch: Sequence[Step], start: Tensor, value: Tensor) -> Tensor:
 
 
 def _divided(dividend: Tensor, divisor: Tensor) -> Tensor:
-    """The quotient; 0 where the divisor is, since nothing came through there."""
-    return torch.where(divisor == 0, 0, dividend / torch.where(divisor == 0, 1, divisor))
+    """The quotient; 0 where the divisor is 0 beside the others, since only rounding came through there."""
+    nothing = divisor.abs() <= torch.finfo(divisor.dtype).eps * divisor.abs().mean()
+    return dividend * torch.where(nothing, 0, 1 / divisor)
 
 
 def _no_inverse(step: Step) -> ValueError:

@@ -1,7 +1,6 @@
 """Objectives that train on attacked images."""
 
 import dataclasses
-import inspect
 from typing import Any, TypeVar, get_args
 
 import torch.nn.functional as F
@@ -49,8 +48,7 @@ def fields_of(attack: object) -> set[str]:
 class Attacked(Objective):
     """An objective that attacks the model before it trains it.
 
-    The attack leaves the gradients of the parameters alone, and each submodule in the mode it had. Concrete
-    objectives keep what they are built with under its name.
+    The attack leaves the gradients of the parameters alone, and each submodule in the mode it had.
 
     Args:
         attack: What the model is trained against.
@@ -67,11 +65,6 @@ class Attacked(Objective):
         self.attack = attack
         self.batch_norm: BatchNorm = batch_norm
         self.warmup = warmup
-
-    def extra_repr(self) -> str:
-        return ", ".join(
-            f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters
-        )
 
     def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
         return inputs, self.neighbours(model, inputs, target)

@@ -1,12 +1,15 @@
 """The contract of this room: an objective says what one training batch is asked to minimise."""
 
 import abc
+import inspect
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lit_xai.types import Images, Labels, Scalar
 
 Terms = dict[str, Scalar]
+Share = tuple[Float[Tensor, "some channel height width"], Int[Tensor, " some"]]  # of a loader's batch
 Views = tuple[Images, ...]  # an objective says how many, and of how many rows
 
 
@@ -16,6 +19,8 @@ class Objective(nn.Module, abc.ABC):
     It has two halves. `views` makes the images that the model is trained on: attacked, noisy, or as they are.
     `terms` is what is differentiated by the parameters. An objective that wraps another one asks it for views
     once, and for terms as often as it likes.
+
+    Concrete objectives keep what they are built with under its name: that is their repr.
 
     It receives the model in train mode and leaves every submodule in the mode it had. Its draws come from
     torch's global generator. State that is the same on every process and must survive a restart lives in
@@ -33,11 +38,18 @@ class Objective(nn.Module, abc.ABC):
     updates: int = 1
     carried: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
+
     def forward(self, model: nn.Module, inputs: Images, target: Labels) -> Terms:
         """Return the terms by name; each is logged as `train/<name>`."""
         return self.terms(model, self.views(model, inputs, target), target)
 
-    def share(self, inputs: Images, target: Labels, update: int) -> tuple[Images, Labels]:
+    def share(self, inputs: Images, target: Labels, update: int) -> Share:
         """Return what the optimizer step `update`, counted from 0, sees of the loader's batch."""
         return inputs, target
 

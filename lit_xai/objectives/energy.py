@@ -42,9 +42,6 @@ class DBort(Wrapping):
         self.weight = weight
         self.power = power
 
-    def extra_repr(self) -> str:
-        return f"objective={self.objective!r}, weight={self.weight!r}, power={self.power!r}"
-
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         noted = _Noted(model)
         terms = self.objective.terms(noted, views, target)

@@ -112,12 +112,6 @@ class AttributionAlignment(Wrapping):
         self.beta = beta
         self.softplus = softplus
 
-    def extra_repr(self) -> str:
-        return (
-            f"attribution={self.attribution!r}, attack={self.attack!r}, beta={self.beta!r}, "
-            f"objective={self.objective!r}, softplus={self.softplus!r}"
-        )
-
     def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
         rest = super().views(model, inputs, target)
         with evaluating(model):

@@ -41,9 +41,6 @@ class FreeAdversarial(Objective):
         require_at_least(1, replays=replays)
         self.updates = replays
 
-    def extra_repr(self) -> str:
-        return f"epsilon={self.epsilon!r}, replays={self.replays!r}, step_size={self.step_size!r}"
-
     def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
         delta = torch.zeros_like(inputs)
         if self.carried is not None and self.carried.shape[1:] == inputs.shape[1:]:

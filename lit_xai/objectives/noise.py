@@ -1,20 +1,18 @@
 """Noisy copies of a batch and their logits: what every objective for a smoothed classifier is made of."""
 
 import abc
-import inspect
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.objectives.base import Objective, Views
+from lit_xai.objectives.base import Objective, Share, Views
 from lit_xai.types import Images, Labels, Logits, Scores, require, require_positive
 
 Noise = Float[Tensor, "noise batch channel height width"]  # or the noisy copies of a batch
 NoisyLogits = Float[Tensor, "noise batch class"]
 NoisyScores = Float[Tensor, "noise batch"]
-Chunk = tuple[Float[Tensor, "some channel height width"], Int[Tensor, " some"]]  # of a batch
 
 
 def gaussian(inputs: Images, sigma: float, samples: int) -> Noise:
@@ -56,8 +54,6 @@ def log_mean(log_probability: NoisyLogits) -> Logits:
 class Noisy(Objective, abc.ABC):
     """An objective of noisy copies of each image: x + e_i, e_i ~ N(0, sigma^2 I), unclipped.
 
-    Concrete objectives keep what they are built with under its name.
-
     Args:
         sigma: Standard deviation of the noise in pixel units, greater than 0.
         samples: Copies of an image, at least 1.
@@ -75,12 +71,7 @@ class Noisy(Objective, abc.ABC):
         self.updates = samples if chunked else 1
         self._full = 0  # images of a full batch, as far as is known
 
-    def extra_repr(self) -> str:
-        return ", ".join(
-            f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters
-        )
-
-    def share(self, inputs: Images, target: Labels, update: int) -> Chunk:
+    def share(self, inputs: Images, target: Labels, update: int) -> Share:
         count = len(inputs)
         if count > self._full:
             require(

@@ -24,9 +24,6 @@ class CrossEntropy(Objective):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def extra_repr(self) -> str:
-        return f"label_smoothing={self.label_smoothing!r}"
-
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         (inputs,) = views
         loss = F.cross_entropy(model(inputs), target, label_smoothing=self.label_smoothing)

@@ -40,9 +40,6 @@ class WeightPerturbed(Wrapping):
         self.gamma = gamma
         self.warmup = warmup
 
-    def extra_repr(self) -> str:
-        return f"objective={self.objective!r}, gamma={self.gamma!r}, warmup={self.warmup!r}"
-
     def terms(self, model: nn.Module, views: Views, target: Labels) -> Terms:
         if self.progress < self.warmup:
             return self.objective.terms(model, views, target)

@@ -4,7 +4,7 @@ import abc
 
 from torch import nn
 
-from lit_xai.objectives.base import Objective, Views
+from lit_xai.objectives.base import Objective, Share, Views
 from lit_xai.types import Images, Labels, require
 
 
@@ -25,10 +25,7 @@ class Wrapping(Objective, abc.ABC):
         self.objective = objective
         self.updates = objective.updates
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
-
-    def share(self, inputs: Images, target: Labels, update: int) -> tuple[Images, Labels]:
+    def share(self, inputs: Images, target: Labels, update: int) -> Share:
         return self.objective.share(inputs, target, update)
 
     def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
