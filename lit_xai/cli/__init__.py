@@ -60,7 +60,7 @@ def _run(command: str, words: list[str]) -> int:
         if os.environ.get("LIT_XAI_TRACEBACK"):
             raise
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(2)  # the first process refuses the same, and its launcher then ends this one
+            time.sleep(10)  # the first process refuses the same, and its launcher then ends this one
         return _refuse(" ".join(str(error).split()) or type(error).__name__)
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
-from yaml import safe_load
 
 from lit_xai.cli import processes, verdict
 from lit_xai.cli.options import Options
-from lit_xai.cli.subject import Subject, add_subject_options, read_subject
+from lit_xai.cli.subject import Subject, add_subject_options, network_in, read_subject
 from lit_xai.cli.trainer import Parser, Section, prepare
 from lit_xai.evaluation import Evaluation, conclude, journal, unfinished
 from lit_xai.evaluation.summary import SUMMARY, TABLE
-from lit_xai.study import write_report
 from lit_xai.types import Eps, require, require_at_least
 
 PGD = {"Linf": "LinfPGD", "L2": "L2PGD", "L1": "MomentumPGD"}  # of each norm
@@ -38,16 +36,11 @@ def main(words: Sequence[str]) -> int:
         Eps(options.epsilon)  # refused here, in its own words
     subject = read_subject("attack", options, [*more, *given], section(options), options.split or "test")
     evaluation: Evaluation = subject.config.attack
-    name = evaluation.name
-    require(
-        name not in ("", "..") and Path(name).name == name,
-        f"`--name` must be the name of one folder, got {name!r}.",
-    )
-    folder = subject.out / "attack" / name
+    folder = subject.folder("attack", evaluation.name)
     try:
         _evaluate(subject, evaluation, folder, options.images, rank, ranks)
         if rank == 0:
-            _conclude(subject, evaluation, folder, options)
+            _conclude(subject, evaluation, folder)
     except KeyboardInterrupt:
         if rank == 0:
             print(
@@ -88,7 +81,7 @@ def _evaluate(
 def _agree(folder: Path, yaml: str) -> None:
     """Refuse a network made otherwise than that of the lines there: weights may not tell them apart."""
     if journal.begun(folder) and (folder / "config.yaml").exists():
-        before, now = _made((folder / "config.yaml").read_text()), _made(yaml)
+        before, now = network_in((folder / "config.yaml").read_text()), network_in(yaml)
         differ = sorted(key for key in before | now if before.get(key) != now.get(key))
         require(
             not differ,
@@ -97,13 +90,7 @@ def _agree(folder: Path, yaml: str) -> None:
         )
 
 
-def _made(yaml: str) -> dict[str, Any]:
-    """What a configuration says of how its network is made."""
-    content = safe_load(yaml)["model"]
-    return {key: content[key] for key in ("class_path", "init_args", "net", "mean", "std") if key in content}
-
-
-def _conclude(subject: Subject, evaluation: Evaluation, folder: Path, options: Any) -> None:
+def _conclude(subject: Subject, evaluation: Evaluation, folder: Path) -> None:
     """The summary, its pictures, what is printed, and the report of the run, if there is one."""
     prepare(folder, subject.yaml)
     summary = conclude(folder)
@@ -112,10 +99,7 @@ def _conclude(subject: Subject, evaluation: Evaluation, folder: Path, options: A
     verdict.show(summary, Console())
     kept = (TABLE, SUMMARY, "examples.png", "curve.png")
     print(f"{folder}: {', '.join(name for name in kept if (folder / name).exists())}")
-    page = subject.out / "report.html"
-    if options.run and page.exists():
-        write_report([subject.out], page, title=subject.out.name)
-        print(f"report: {page}")
+    subject.renew_report()
 
 
 def _rebudget(config: Namespace, options: Any) -> None:

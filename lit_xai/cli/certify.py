@@ -12,16 +12,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from yaml import safe_load
 
 from lit_xai.cli import processes
 from lit_xai.cli.options import Options
-from lit_xai.cli.subject import Subject, add_subject_options, read_subject
+from lit_xai.cli.subject import Subject, add_subject_options, network_in, read_subject
 from lit_xai.cli.trainer import prepare
 from lit_xai.evaluation.certification import Certified, certified, envelope, read_table
 from lit_xai.evaluation.certify import SUMMARY, TABLE, Certification, conclude, read_plan, unfinished
 from lit_xai.evaluation.intervals import wilson
-from lit_xai.study import write_report
 from lit_xai.types import require, require_at_least
 
 FIXED, SEQUENTIAL = 10_000, 100_000  # votes where the options do not say how many
@@ -36,20 +34,15 @@ def main(words: Sequence[str]) -> int:
         return processes.launch(["certify", *words], options.devices)
     rank, ranks = processes.place()
     subject = read_subject("certify", options, more, split=options.split)
-    require(
-        bool(options.sigma or subject.sigma),
-        "`--sigma` is needed: nothing says with how much noise this network was trained.",
-    )
-    certification = _certification(options, float(options.sigma or subject.sigma or 0))
-    require(
-        certification.name not in ("", "..") and Path(certification.name).name == certification.name,
-        f"`--name` must be the name of one folder, got {certification.name!r}.",
-    )
-    folder = subject.out / FOLDER / certification.name
+    sigma = subject.sigma if options.sigma is None else options.sigma
+    if sigma is None:
+        raise ValueError("`--sigma` is needed: nothing says with how much noise this network was trained.")
+    certification = _certification(options, sigma)
+    folder = subject.folder(FOLDER, certification.name)
     try:
         _certify(subject, certification, folder, options.images, rank, ranks)
         if rank == 0:
-            _conclude(subject, folder, bool(options.run))
+            _conclude(subject, folder)
     except KeyboardInterrupt:
         if rank == 0:
             print(
@@ -87,8 +80,6 @@ def _certify(
     subject: Subject, certification: Certification, folder: Path, images: int, rank: int, ranks: int
 ) -> None:
     pool = subject.pool(certification.split)
-    model = safe_load(subject.yaml)["model"]
-    network = {key: model[key] for key in ("class_path", "init_args", "net", "mean", "std") if key in model}
     console = Console(stderr=True, quiet=rank > 0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("certifying", total=None)
@@ -100,7 +91,7 @@ def _certify(
             (rank, ranks),
             lambda done, total: bars.update(bar, completed=done, total=total),
             subject.name,
-            network,
+            network_in(subject.yaml),
         )
     waiting = unfinished(folder) if rank == 0 and ranks > 1 else 0
     if waiting:
@@ -110,7 +101,7 @@ def _certify(
         waiting = unfinished(folder)
 
 
-def _conclude(subject: Subject, folder: Path, run: bool) -> None:
+def _conclude(subject: Subject, folder: Path) -> None:
     """The summary, its picture, what is printed, and the report of the run, if there is one."""
     prepare(folder, subject.yaml)
     summary = conclude(folder)
@@ -118,10 +109,7 @@ def _conclude(subject: Subject, folder: Path, run: bool) -> None:
     draw(folder / PICTURE, summary, _read(folder), others)
     show(summary, Console(), others)
     print(f"{folder}: {TABLE}, {SUMMARY}, {PICTURE}")
-    page = subject.out / "report.html"
-    if run and page.exists():
-        write_report([subject.out], page, title=subject.out.name)
-        print(f"report: {page}")
+    subject.renew_report()
 
 
 def _read(folder: Path) -> Certified:
@@ -154,7 +142,7 @@ def show(summary: Mapping[str, Any], console: Console, others: Mapping[str, Cert
         table.add_row(f"{point['radius']:.3f}", *shares)
     console.print(table)
     error = summary["average_radius_error"]
-    spread = "" if error is None else f" ± {error:.4f}"
+    spread = "" if error is None else f" ± {error:.4f} (standard error)"
     votes, most = summary["votes"], summary["samples"]
     told = [
         "at least: of these images, with probability 0.999 over the noise",
@@ -179,20 +167,23 @@ def draw(
     low, high = zip(*(wilson(round(share * count), count) for share in accuracy), strict=True)
     figure = Figure(figsize=(5.2, 3.4), dpi=130, facecolor="white")
     axis = figure.subplots()
-    axis.fill_between(grid, low, high, step="pre", color="#2156a5", alpha=0.15, linewidth=0)
+    axis.set_prop_cycle(color=("#d97706", "#0f766e", "#a21caf", "#65a30d", "#dc2626", "#78716c"))
     axis.step(grid, accuracy, where="pre", color="#2156a5", label=summary["name"])
+    band = axis.fill_between(
+        grid, low, high, accuracy > 0, step="pre", color="#2156a5", label="95 % interval"
+    )
+    band.set(alpha=0.15, linewidth=0)
     if not math.isnan(found.alpha):
-        axis.step(grid, found.bound(grid), where="pre", color="#2156a5", linewidth=0.8, linestyle=":")
+        (dotted,) = axis.step(grid, found.bound(grid), ":", where="pre", color="#2156a5", label="at least")
+        dotted.set_linewidth(0.8)
     for name, one in every.items():
         if one is not found:
             axis.step(grid, one.accuracy(grid), where="pre", linewidth=0.9, label=name)
     if len(every) > 1:
         best = envelope(every.values(), grid)
-        axis.step(
-            grid, best, where="pre", color="#222222", linewidth=0.9, linestyle="--", label="best of all"
-        )
-        axis.legend(fontsize=7, frameon=False)
-    axis.set(xlabel="l2 radius, in pixels", ylabel="certified accuracy", ylim=(0, 1.02), xlim=(0, None))
+        axis.step(grid, best, "--", where="pre", color="#222222", linewidth=0.9, label="best of all")
+    axis.legend(fontsize=7, frameon=False)
+    axis.set(xlabel="l2 radius, in pixel units", ylabel="certified accuracy", ylim=(0, 1.02), xlim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     said = f"ACR {summary['average_radius']:.3f}, abstained {100 * summary['abstained']:.1f}%"

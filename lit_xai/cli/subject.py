@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from yaml import safe_load
 
 from lit_xai.cli import own
 from lit_xai.cli.images import Pool, pool
@@ -21,6 +22,8 @@ from lit_xai.cli.weights import load_weights
 from lit_xai.evaluation import fingerprint
 from lit_xai.models import Normalized
 from lit_xai.models.modes import evaluating
+from lit_xai.objectives.noise import Noisy
+from lit_xai.study import write_report
 from lit_xai.types import require
 
 
@@ -39,6 +42,7 @@ class Subject:
         config: The parts of the configuration, built.
         yaml: The configuration, as text.
         weights: Name of the file of the weights; empty if there is none.
+        of_run: Whether it is that of a run.
         sigma: The noise it was trained with, where that is known.
     """
 
@@ -52,6 +56,7 @@ class Subject:
     config: Any
     yaml: str
     weights: str
+    of_run: bool = False
     sigma: float | None = None
 
     def pool(self, split: str) -> Pool:
@@ -62,6 +67,31 @@ class Subject:
     def fingerprint(self) -> str:
         """Tells these weights from others."""
         return fingerprint(self.model)
+
+    def folder(self, kind: str, name: str) -> Path:
+        """Where results of a kind are kept under a name.
+
+        Raises:
+            ValueError: It is not the name of one folder.
+        """
+        require(
+            name not in ("", "..") and Path(name).name == name,
+            f"`--name` must be the name of one folder, got {name!r}.",
+        )
+        return self.out / kind / name
+
+    def renew_report(self) -> None:
+        """Make the report of the run anew, if there is one."""
+        page = self.out / "report.html"
+        if self.of_run and page.exists():
+            write_report([self.out], page, title=self.out.name)
+            print(f"report: {page}")
+
+
+def network_in(yaml: str) -> dict[str, Any]:
+    """What a configuration says of how its network is made: weights alone do not tell."""
+    content = safe_load(yaml)["model"]
+    return {key: content[key] for key in ("class_path", "init_args", "net", "mean", "std") if key in content}
 
 
 def add_subject_options(parser: Options) -> None:
@@ -187,7 +217,8 @@ def _of_run(command: str, options: Any, words: Sequence[str], section: Section |
         config=parsed.config_init,
         yaml=parsed.yaml,
         weights=weights.name,
-        sigma=getattr(classifier.objective, "sigma", None),
+        of_run=True,
+        sigma=next((part.sigma for part in classifier.objective.modules() if isinstance(part, Noisy)), None),
     )
 
 

@@ -21,7 +21,7 @@ from lit_xai.provenance import provenance
 from lit_xai.randomness import keyed
 from lit_xai.types import check_batch, require, require_at_least, require_positive
 
-TABLE, SUMMARY, PLAN = "certificates.tsv", "certificates.json", "plan.json"
+TABLE, SUMMARY = "certificates.tsv", "certificates.json"
 # What may differ between two calls in one folder: more images are added to those that are done.
 _FREE = ("name", "model", "ids")
 
@@ -77,9 +77,10 @@ class Certification:
     """Certifies a smoothed classifier image by image, in as many processes as there are.
 
     Every process calls it with the same arguments but for `share`, and needs nothing of the others: each
-    writes a journal of its own, at the end of every batch. Called again, it goes on where it was. An image's
-    votes belong to (seed, image): they depend on neither batch, chunk nor number of processes. `conclude`
-    puts together what all have written.
+    writes a journal of its own, at the end of every batch. Called again, it goes on where it was, with the
+    batches of a run without interruption. An image's noise belongs to (seed, image): it depends on neither
+    batch, chunk nor number of processes, and counts do so by the last bits of logits alone. `conclude` puts
+    together what all have written.
 
     Args:
         sigma: Noise, in pixel units, greater than 0.
@@ -184,17 +185,16 @@ class Certification:
             return
         with observing(model, self.seed), torch.no_grad():
             classes = int(model(inputs.to(device)).shape[1])
-        path, done = journal.journal(folder, rank, ranks), set(read(folder))
+        path, done = journal.journal(folder, rank, ranks), set(read(folder)).intersection(mine)
         report = progress or (lambda *_: None)
-        total, through = len(mine), len(done.intersection(mine))
-        report(through, total)
+        report(len(done), len(mine))
         smoothed = Smoothed(model, sigma=self.sigma)
-        for batch in batches([index for index in mine if index not in done], (), self.batch_size):
+        for batch in batches(mine, done, self.batch_size):  # one that was cut off is done again as a whole
             inputs, target = fetch(batch)
             check_batch(inputs, target, inputs.shape[1], classes)
             journal.extend(path, COLUMNS, self._rows(smoothed, batch, inputs.to(device), target))
-            through += len(batch)
-            report(through, total)
+            done.update(batch)
+            report(len(done), len(mine))
 
     def _rows(
         self, smoothed: Smoothed, batch: Sequence[int], inputs: torch.Tensor, target: torch.Tensor
@@ -230,9 +230,7 @@ def begun(folder: Path) -> Plan | None:
     Raises:
         ValueError: It holds certificates, and nothing says how they were made.
     """
-    if not read(folder):
-        return None
-    return read_plan(folder)
+    return read_plan(folder) if read(folder) else None
 
 
 def read_plan(folder: Path) -> Plan:
@@ -241,12 +239,7 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         ValueError: There is none, or it cannot be read.
     """
-    path = folder / PLAN
-    require(path.exists(), f"{folder} holds no certification: there is no {PLAN} in it.")
-    try:
-        return Plan(**json.loads(path.read_text()))
-    except (TypeError, ValueError):
-        raise ValueError(f"{path} is no plan of this version: move {folder} away first.") from None
+    return journal.plan_of(folder, Plan, "certification")
 
 
 def settle(folder: Path, plan: Plan, before: Plan | None) -> None:
@@ -263,7 +256,7 @@ def settle(folder: Path, plan: Plan, before: Plan | None) -> None:
             not differ,
             f"{folder} holds certificates of other terms ({', '.join(differ)}): take another `--name`.",
         )
-    journal.write(folder / PLAN, dataclasses.asdict(plan))
+    journal.write(folder / journal.PLAN, dataclasses.asdict(plan))
 
 
 def read(folder: Path) -> dict[int, dict[str, str]]:

@@ -76,11 +76,13 @@ class Cost:
 
     Args:
         relative: Time over that of a standard training step.
+        standard: Seconds of the latter.
         forwards: Images passed forward, per image of the batch.
         backwards: Images passed backward, likewise.
     """
 
     relative: float
+    standard: float
     forwards: float
     backwards: float
 
@@ -88,8 +90,8 @@ class Cost:
 def cost(regime: Regime, inputs: Images, target: Labels, seconds: float = 1.0) -> Cost:
     """Try one batch on copies: the regime, and standard training, turn by turn.
 
-    The median of some steps of each, timed where they run: counts of passes or operations, which know neither
-    caches nor launches, are 25 % off for small networks. Nothing of the run moves, nor its random state.
+    The median of some turns, timed where they run: counts of passes or operations, which know neither caches
+    nor launches, are 25 % off for small networks. Nothing of the run moves, nor its random state.
 
     Args:
         regime: What a run is about to do.
@@ -98,29 +100,18 @@ def cost(regime: Regime, inputs: Images, target: Labels, seconds: float = 1.0) -
         seconds: Time to spend beyond the first steps, which warm up; one turn is always timed.
     """
     with aside(inputs.device):
-        mine, plain = regime.copy(), regime.standard()
-        counted = Counted(mine.model)
-        Regime(counted, mine.objective, mine.optimizer, mine.precision).step(inputs, target)
+        tried, plain = regime.copy(), regime.standard()
+        counted = Counted(tried.model)
+        Regime(counted, tried.objective, tried.optimizer, tried.precision).step(inputs, target)
         plain.step(inputs, target)
         ours: list[float] = []
         theirs: list[float] = []
         while not ours or (len(ours) < 30 and sum(ours) + sum(theirs) < seconds):
             theirs.append(timed(plain, inputs, target))
-            ours.append(timed(mine, inputs, target))
+            ours.append(timed(tried, inputs, target))
     size = len(inputs)
-    relative = statistics.median(ours) / statistics.median(theirs)
-    return Cost(relative, counted.forwards / size, counted.backwards / size)
-
-
-def standard_seconds(regime: Regime, inputs: Images, target: Labels, seconds: float = 0.5) -> float:
-    """Time of a standard training step on a copy: the median of some."""
-    with aside(inputs.device):
-        plain = regime.standard()
-        plain.step(inputs, target)
-        times = [timed(plain, inputs, target)]
-        while len(times) < 30 and sum(times) < seconds:
-            times.append(timed(plain, inputs, target))
-    return statistics.median(times)
+    relative = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    return Cost(relative, statistics.median(theirs), counted.forwards / size, counted.backwards / size)
 
 
 def timed(regime: Regime, inputs: Images, target: Labels) -> float:

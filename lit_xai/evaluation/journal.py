@@ -8,16 +8,17 @@ processes there ever were, however many there are now.
 import dataclasses
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_xai.types import require
 
 CLEAN = "clean"  # the stage before the first member: the images as they are
 SEARCH = "search"  # the stage after the last one: distances to the boundary, of some images
 
+P = TypeVar("P")
 PLAN = "plan.json"
 GATES = "gates.json"
 _COLUMNS = (
@@ -169,10 +170,19 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         ValueError: No evaluation was ever begun there, or its plan cannot be read.
     """
+    return plan_of(folder, Plan, "evaluation")
+
+
+def plan_of(folder: Path, kind: Callable[..., P], name: str) -> P:
+    """The plan of a folder, of a kind that goes by this name.
+
+    Raises:
+        ValueError: There is none, or it cannot be read.
+    """
     path = folder / PLAN
-    require(path.exists(), f"{folder} holds no evaluation: there is no {PLAN} in it.")
+    require(path.exists(), f"{folder} holds no {name}: there is no {PLAN} in it.")
     try:
-        return Plan(**json.loads(path.read_text()))
+        return kind(**json.loads(path.read_text()))
     except (TypeError, ValueError):
         raise ValueError(f"{path} is no plan of this version: move {folder} away first.") from None
 

@@ -115,18 +115,18 @@ def anytime_lower_bound(count: ArrayLike, samples: ArrayLike, alpha: float) -> A
     accepted = np.log(np.maximum(t - k, 1e-3) / t)
     rejected = np.zeros_like(accepted)
     for _ in range(_HALVINGS):
-        log_q = (accepted + rejected) / 2
-        inside = _log_mixture(np.maximum(k, 1), t, log_q) < -np.log(alpha)
-        accepted, rejected = np.where(inside, (log_q, rejected), (accepted, log_q))
+        log_miss = (accepted + rejected) / 2
+        inside = _log_mixture(np.maximum(k, 1), t, log_miss) < -np.log(alpha)
+        accepted, rejected = np.where(inside, (log_miss, rejected), (accepted, log_miss))
     return np.where(k > 0, -np.expm1(rejected), 0.0)[()]
 
 
-def _log_mixture(k: Any, t: Any, log_q: Any) -> Any:
-    """The logarithm of M_t(1 - q) of `anytime_lower_bound`, for one success or more; -inf if too small."""
+def _log_mixture(k: Any, t: Any, log_miss: Any) -> Any:
+    """By log(1 - p), the log of M_t(p) of `anytime_lower_bound`, for k >= 1; -inf if it is too small."""
     misses = t - k + _PRIOR
     with np.errstate(divide="ignore"):
-        tail = np.log(special.betainc(misses, k + 1, np.exp(log_q)))
-        likelihood = k * np.log(-np.expm1(log_q)) + misses * log_q
+        tail = np.log(special.betainc(misses, k + 1, np.exp(log_miss)))
+        likelihood = k * np.log(-np.expm1(log_miss)) + misses * log_miss
     return np.log(_PRIOR) + special.betaln(k + 1, misses) + tail - likelihood
 
 
@@ -198,22 +198,23 @@ def settled(
     """
     k = np.asarray(count)
 
-    def out_of_reach(share: Any) -> Any:
-        above = _proves(samples - k, samples, alpha, 1 - share)
-        return above | ~_proves(k + limit - samples, limit, alpha, share)
+    def out_of_reach(radius: Any) -> Any:
+        above = _proves(samples - k, samples, alpha, -radius)
+        return above | ~_proves(k + limit - samples, limit, alpha, radius)
 
-    hopeless = ~_proves(k, samples, alpha, 0.5) & out_of_reach(0.5)
+    hopeless = ~_proves(k, samples, alpha, 0.0) & out_of_reach(0.0)
     if goals:
-        shares = special.ndtr(np.asarray(goals))[:, None]
-        return hopeless | (_proves(k, samples, alpha, shares) | out_of_reach(shares)).all(axis=0)
+        each = np.asarray(goals, dtype=np.float64)[:, None]
+        return hopeless | (_proves(k, samples, alpha, each) | out_of_reach(each)).all(axis=0)
     wanted = (1 - tolerance) * np.interp(k / samples, *_radii_of_shares(limit, alpha))
-    return hopeless | ((wanted > 0) & _proves(k, samples, alpha, special.ndtr(wanted)))
+    return hopeless | ((wanted > 0) & _proves(k, samples, alpha, wanted))
 
 
-def _proves(count: Any, samples: int, alpha: float, share: Any) -> Any:
-    """Whether the share is at most `anytime_lower_bound(count, samples, alpha)`."""
-    log_q = np.log1p(-np.asarray(share))
-    return (count > 0) & (_log_mixture(np.maximum(count, 1), float(samples), log_q) >= -np.log(alpha))
+def _proves(count: Any, samples: int, alpha: float, radius: Any) -> Any:
+    """Whether `anytime_lower_bound(count, samples, alpha)` is at least Phi(radius), of any sign."""
+    log_miss = special.log_ndtr(-np.asarray(radius))  # of radii whose Phi rounds to 1, too
+    mixture = _log_mixture(np.maximum(count, 1), float(samples), log_miss)
+    return (count > 0) & (mixture >= -np.log(alpha))
 
 
 @lru_cache(maxsize=8)

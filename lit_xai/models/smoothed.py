@@ -1,6 +1,6 @@
 """Randomized smoothing: the classifier that answers what a network mostly says under Gaussian noise.
 
-Noise is added in pixel units, before normalisation, and is not clipped to [0, 1].
+Noise is added in pixel units, before normalisation, in float32 or more, and is not clipped to [0, 1].
 """
 
 from collections.abc import Sequence
@@ -92,9 +92,9 @@ class Smoothed(nn.Module):
 
     def _sum(self, inputs: Images, keys: Int[Tensor, " draw"]) -> Logits:
         """Logits added up over the draws of these keys, in one pass of the network."""
-        noise = self.sigma * randomness.normal(keys, 0, inputs.shape[1:], inputs.dtype)
-        logits: Tensor = self.net((inputs + noise[:, None]).flatten(0, 1))
-        return logits.reshape(len(keys), len(inputs), *logits.shape[1:]).sum(dim=0)
+        noise = self.sigma * randomness.normal(keys, 0, inputs.shape[1:], _precision(inputs))
+        logits: Tensor = self.net((inputs + noise[:, None]).to(inputs.dtype).flatten(0, 1))
+        return logits.reshape(len(keys), len(inputs), *logits.shape[1:]).sum(dim=0, dtype=inputs.dtype)
 
     def predict(self, inputs: Images, samples: int = 1000, alpha: float = 0.001, chunk: int = 1024) -> Labels:
         """The class that g answers, or -1 where the votes do not tell it from the second.
@@ -220,13 +220,22 @@ class Smoothed(nn.Module):
         return torch.cat(counts)
 
     def _vote(self, inputs: Images, keys: Keys, first: int, last: int) -> Int[Tensor, "batch class"]:
-        """Votes of the draws from `first` to before `last`: a key per image and draw, whatever the chunk."""
+        """Votes of the draws from `first` to before `last`: a key per image and draw, whatever the chunk.
+
+        Logits that are not finite vote for no class.
+        """
         draws = torch.arange(first, last, device=inputs.device)
         each = (keys[:, None] + draws * _STRIDE).flatten()
-        noise = randomness.normal(each, 0, inputs.shape[1:], inputs.dtype)
+        noise = randomness.normal(each, 0, inputs.shape[1:], _precision(inputs))
         noise = noise.reshape(len(inputs), len(draws), *inputs.shape[1:])
         noisy = torch.add(inputs[:, None], noise, alpha=self.sigma, out=noise)
-        logits = self.net(noisy.flatten(0, 1))
-        winners = logits.argmax(dim=1).reshape(len(inputs), len(draws))
+        logits = self.net(noisy.flatten(0, 1).to(inputs.dtype))
+        winners, valid = logits.argmax(dim=1), logits.isfinite().all(dim=1).long()
         counts = torch.zeros(len(inputs), logits.shape[1], dtype=torch.int64, device=inputs.device)
-        return counts.scatter_add_(1, winners, torch.ones_like(winners))
+        shape = (len(inputs), len(draws))
+        return counts.scatter_add_(1, winners.reshape(shape), valid.reshape(shape))
+
+
+def _precision(inputs: Images) -> torch.dtype:
+    """In which noise is drawn and added: float32 at least, whatever the network is given."""
+    return torch.promote_types(inputs.dtype, torch.float32)

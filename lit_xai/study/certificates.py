@@ -32,6 +32,7 @@ def figure(study: Study) -> Any:
             add_interval(drawn, hue, own[0], len(every[0].radius))
         figures.add_spread(drawn, name, hue, mark, own, SHARE, points=False)
         add_bound(drawn, name, hue, [bound(record, grid) for record in records])
+    drawn.update_traces(line_shape="vh", selector=lambda trace: trace.fill is None)  # steps, not slopes
     drawn.update_yaxes(tickformat=".0%", rangemode="tozero")
     return drawn.update_xaxes(hoverformat=".3f")
 
@@ -78,9 +79,9 @@ def add_interval(drawn: Any, hue: str, shares: Mapping[float, float], images: in
     """Add the band of 95 % intervals around a curve, over images."""
     import plotly.graph_objects as go
 
-    at = list(shares)
     from lit_xai.evaluation.intervals import wilson
 
+    at = list(shares)
     low, high = zip(*(wilson(round(share * images), images) for share in shares.values()), strict=True)
     style = {"fill": "toself", "fillcolor": figures.faint(hue, 0.16), "line": {"width": 0}, "mode": "lines"}
     band = go.Scatter(x=[*at, *reversed(at)], y=[*high, *reversed(low)], **style)

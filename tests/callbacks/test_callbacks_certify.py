@@ -1,5 +1,9 @@
 """Certificates of the probe: what is logged, in one process and in two, and that training is not touched."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -106,3 +110,34 @@ def test_shares_of_two_processes_are_the_probe_of_one(monkeypatch: pytest.Monkey
 def test_wrong_numbers_are_refused(words: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         certify(**words)
+
+
+def work(folder: Path) -> None:
+    """One of two processes: it writes what it logged, and what its last weights certify if it looks alone."""
+    callback = certify(samples=5, batch_size=2, radii=[0, 0.05], n=500)
+    trainer = fitted(folder, callback, epochs=2, devices=2, strategy="ddp")
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items() if "certified" in key}
+    images, target = loader().dataset.tensors
+    ids = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:5].sort().values
+    with randomness.keyed(0, ids):
+        found = Smoothed(trainer.lightning_module.model, 0.1).certify(images[ids], 10, 500, 0.001)
+    alone = {"radius": found.radius, "right": found.label == target[ids], "none": found.abstained}
+    said = {"seen": callback.values, "logged": logged, "alone": callback._averages(alone)}
+    (folder / f"{trainer.global_rank}.json").write_text(json.dumps(said))
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_fit_log_what_one_would_see(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first["alone"]) == 4
+    assert first["alone"]["certified/average_radius"] > 0
+    assert first["seen"] == second["seen"] == first["alone"] == second["alone"]
+    assert first["logged"] == second["logged"] == pytest.approx(first["alone"], rel=1e-6)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

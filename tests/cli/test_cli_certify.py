@@ -86,22 +86,29 @@ def test_certificates_that_were_stopped_go_on_and_end_the_same(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    seen: list[list[int]] = []
+
     class Stopped(command.Certification):
+        stop = True
+
         def _rows(self, smoothed, batch, inputs, target):
-            if batch[0] > 100:
+            if self.stop and batch[0] > 100:
                 raise KeyboardInterrupt
+            seen.append(batch)
             return super()._rows(smoothed, batch, inputs, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "Certification", Stopped)
-        assert certify(tmp_path) == 130
+    monkeypatch.setattr(command, "Certification", Stopped)
+    assert certify(tmp_path) == 130
     assert "the same command goes on" in capsys.readouterr().err
     journal = tmp_path / "certify" / NAME / "journal_0of1.tsv"
     text = journal.read_text()
     assert len(text.splitlines()) == 5
     journal.write_text(text[:-5])  # and the last line was cut off
+    monkeypatch.setattr(Stopped, "stop", False)
     assert certify(tmp_path) == 0
     assert table(tmp_path) == table(whole)
+    every = [k * 300 // 7 for k in range(7)]
+    assert seen == [every[:2], every[2:4], every[2:4], every[4:6], every[6:]]  # batches of an unbroken run
 
 
 def test_two_processes_give_the_table_of_one_whatever_batch_and_chunk(
@@ -194,6 +201,7 @@ def test_a_run_is_certified_and_its_report_made_anew(
         (["--samples", "0"], "`samples` must be at least 1"),
         (["--devices", "0"], "`devices` must be at least 1"),
         (["--sigma", "-1"], "`sigma` must be greater than 0"),
+        (["--sigma", "0"], "`sigma` must be greater than 0"),
         (["--tolerance", "1"], "`tolerance` must lie in [0, 1)"),
         (["--tolerance", "0.1", "--radii", "1"], "two ways to say when to stop"),
         (["--name", "a/b"], "must be the name of one folder, got 'a/b'"),
@@ -212,6 +220,14 @@ def test_what_is_wrong_is_told_in_one_line_and_binds_nobody(
     assert len(said) == 1
     assert expected in said[0]
     assert not list(tmp_path.rglob("journal*"))
+
+
+def test_the_noise_of_training_is_found_inside_of_what_wraps_it(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    inner = "{class_path: GaussianAugmentation, init_args: {sigma: 0.3}}"
+    wrapped = ["--model.objective=WeightPerturbed", f"--model.objective.init_args.objective={inner}"]
+    assert main(["certify", "--run", str(copy), *FEW[2:], *wrapped]) == 0
+    assert summary(copy, "sigma-0.3")["sigma"] == 0.3
 
 
 def test_noise_must_be_known(at_work: Path, refused: Callable[[list[str]], str]) -> None:

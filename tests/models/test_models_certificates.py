@@ -153,12 +153,39 @@ def test_radii_are_decided():
     assert spent(stats.norm.cdf(0.5), 3000, alpha=0.001, tolerance=0.1, goals=goals)[0].min() > 2000
 
 
+@pytest.mark.parametrize("goal", [8.5, 40.0])
+def test_radii_that_no_number_of_votes_can_reach_are_decided_at_once(goal):
+    assert settled(np.array([60, 99, 100]), 100, 100_000, 0.001, 0.1, (goal,)).all()
+    assert not settled(np.array([60, 99, 100]), 100, 100_000, 0.001, 0.1, (goal, 3.0)).all()
+
+
 def test_looks_end_with_the_limit():
     assert looks(40) == [40]
     assert looks(110) == [100, 110]
     found = looks(100_000)
     assert found[-1] == 100_000
     assert all(a < b <= max(a + 25, 1.0625 * a) for a, b in pairwise(found))
+
+
+def test_numbers_give_numbers_and_arrays_arrays():
+    assert isinstance(certified_radius(99, 100, 0.01, 0.5), float)
+    assert certified_radius(np.full((2, 3), 99), 100, 0.01, 0.5).shape == (2, 3)
+    assert certified_radius(torch.tensor([99, 100]), 100, 0.01, 0.5).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1, 10, 0.1), "`count` must lie between 0 and 10, got -1"),
+        ((11, 10, 0.1), "`count` must lie between 0 and 10, got 11"),
+        ((1, 0, 0.1), "`samples` must be at least 1, got 0"),
+        ((1, 10, 0.0), "`alpha` must lie between 0 and 1, got 0.0"),
+        ((1, 10, 1.0), "`alpha` must lie between 0 and 1"),
+    ],
+)
+def test_impossible_counts_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lower_confidence_bound(*arguments)
 
 
 def test_possible_radii_are_those_of_all_counts():
