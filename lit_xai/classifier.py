@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -40,8 +41,7 @@ class Classifier(L.LightningModule):
         channels_last: Whether weights and images lie in memory with the channels last: faster convolutions on
             most devices, other rounding.
         compile: Whether the network, and nothing else, is compiled: for training and validation, while
-            explanations run it as it is. It cannot be differentiated twice then, as penalties on
-            gradients want.
+            explanations, and penalties on gradients, run it as it is.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class Classifier(L.LightningModule):
         # An epoch draws the same numbers whether the run came here in one go or was resumed.
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
-            torch.manual_seed((int(seed) << 40) + (self.current_epoch << 16) + self.global_rank)
+            # A generator on the CPU takes no more than 32 bits: all three are in each of them.
+            mixed = np.random.SeedSequence((int(seed), self.current_epoch, self.global_rank))
+            torch.manual_seed(int(mixed.generate_state(1)[0]))
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         inputs, target = self._checked_batch("train", batch)
@@ -139,18 +141,19 @@ class Classifier(L.LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        carried = {name: part.carried for name, part in self._objectives() if part.carried is not None}
-        if carried:
-            many = self.trainer.world_size > 1
-            checkpoint["carried"] = {
-                name: self.all_gather(state) if many else state[None] for name, state in carried.items()
-            }
+        mine = {name: part.carried.cpu() for name, part in self._objectives() if part.carried is not None}
+        every = [mine]
+        if self.trainer.world_size > 1:  # some may carry nothing, or more than others
+            every = [{}] * self.trainer.world_size
+            torch.distributed.all_gather_object(every, mine)
+        if any(every):
+            checkpoint["carried"] = every
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        objectives = dict(self._objectives())
-        for name, states in checkpoint.get("carried", {}).items():
-            if len(states) == self.trainer.world_size and name in objectives:
-                objectives[name].carried = states[self.global_rank]
+        every = checkpoint.get("carried", [])
+        if self._trainer is not None and len(every) == self.trainer.world_size:  # no run, nothing to carry
+            for name, part in self._objectives():
+                part.carried = every[self.global_rank].get(name)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> Labels:
         return self._evaluate("val", batch)

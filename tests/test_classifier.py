@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -25,7 +26,7 @@ SGD: Any = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
 
 
 def fitted(folder: Path, module: Classifier, *callbacks: L.Callback, **words: Any) -> L.Trainer:
-    L.seed_everything(1, verbose=False)
+    L.seed_everything(words.pop("seed", 1), verbose=False)
     images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 3
     trainer = L.Trainer(
         accelerator="cpu",
@@ -157,3 +158,46 @@ def test_a_loss_that_is_no_number_shows(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, module, num_sanity_val_steps=0)
     assert trainer.callback_metrics["train/loss"].isnan()
     assert trainer.callback_metrics["val/loss"].isnan()
+
+
+class Drawing(CrossEntropy):
+    """Keeps a number drawn for each batch, and what it is told to carry."""
+
+    def __init__(self, carried: Tensor | None = None) -> None:
+        super().__init__()
+        self.carried = carried
+        self.drawn: list[float] = []
+
+    def terms(self, model: nn.Module, views: Any, target: Tensor) -> dict[str, Tensor]:
+        self.drawn.append(float(torch.rand(())))
+        return super().terms(model, views, target)
+
+
+def test_draws_of_training_differ_by_seed_epoch_and_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    for seed, rank in ((1, 0), (2, 0), (1 << 31, 0), (1, 1)):
+        monkeypatch.setattr(Classifier, "global_rank", rank)
+        objective = Drawing()
+        module = Classifier(SmallCNN, SGD, objective, channels=1, classes=3)
+        fitted(tmp_path, module, seed=seed, max_epochs=2)
+        drawn += objective.drawn
+    assert len(set(drawn)) == len(drawn) == 4 * 2 * 3
+
+
+def test_what_processes_carry_may_differ_or_be_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(every: list[Any], mine: Any) -> None:
+        every[:] = [mine, {"": torch.ones(1)}, {}]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    checkpoint: dict[str, Any] = {}
+    for rank, carried in enumerate((torch.zeros(2), torch.ones(1), None)):
+        module = Classifier(SmallCNN, SGD, Drawing(torch.zeros(2)), channels=1, classes=3)
+        module.on_load_checkpoint({"carried": [{}]})  # as weights alone are loaded, without a run
+        module.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # type: ignore[assignment]
+        if rank == 0:
+            module.on_save_checkpoint(checkpoint)
+        module.on_load_checkpoint(checkpoint)
+        found = module.objective.carried
+        assert found is None if carried is None else torch.equal(found, carried)

@@ -38,6 +38,8 @@ def in_one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
     ours = [line for line in useful if line.startswith(("`", "there is no "))]
     where = ".".join(re.findall(r'Parser key "([^"]+)":', text))
     said = (ours or useful or [text])[0][:300]
+    if choice := re.fullmatch(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", said):
+        return f"`{where}` must be one of {choice[1]}, got {choice[2]!r}."
     return said if said.startswith("`") or not where else f"{where}: {said}"
 
 

@@ -149,6 +149,9 @@ class Command(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
+        for part in ("model", "trainer", *self.parser.callback_keys):
+            said = self.config[part]
+            require(isinstance(said, Namespace), f"`{part}` must be options by name, got {said!r}.")
         self.out = Path(self.config.out)
         self.config.checkpoint.dirpath = str(self.out / "checkpoints")
         self.config.trainer.default_root_dir = str(self.out)

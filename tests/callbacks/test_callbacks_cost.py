@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_xai.attacks import L2PGD
 from lit_xai.callbacks import RegimeCost
 from lit_xai.classifier import Classifier
-from lit_xai.objectives import AdversarialTraining, CrossEntropy, Objective
+from lit_xai.objectives import AdversarialTraining, CrossEntropy, GaussianAugmentation, Objective
+from lit_xai.objectives.base import Views
+from lit_xai.types import Images, Labels
 
 
 def net(channels: int, classes: int) -> nn.Module:
@@ -68,3 +70,21 @@ def test_weights_are_the_same_with_and_without(tmp_path: Path, capsys: pytest.Ca
 def test_standard_training_says_and_tries_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fitted(tmp_path, CrossEntropy(0.1), RegimeCost())
     assert capsys.readouterr().out == ""
+
+
+class Fussy(GaussianAugmentation):
+    """Takes part in a run alone."""
+
+    def views(self, model: nn.Module, inputs: Images, target: Labels) -> Views:
+        if self.progress == 1.0:
+            raise RuntimeError("not for a trial\nat all")
+        return super().views(model, inputs, target)
+
+
+def test_a_trial_that_fails_is_told_and_leaves_the_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = fitted(tmp_path, Fussy(0.1))
+    watched = fitted(tmp_path, Fussy(0.1), RegimeCost())
+    assert all(torch.equal(plain[key], watched[key]) for key in plain)
+    assert capsys.readouterr().out == "regime: not tried, RuntimeError: not for a trial\n"

@@ -164,6 +164,7 @@ def test_another_run_is_not_overwritten(run: Path, refused: Callable[[list[str]]
     ("word", "expected"),
     [
         ("--explain.sample=3", "samples"),
+        ("--ema.decy=0.9", "ema.decay"),
         ("--model.optimiser=torch.optim.SGD", "optimizer"),
         ("--trainer.max_epoch=3", "max_epochs"),
         ("--explain.attributions.x.class_path=Salience", "Saliency"),
@@ -184,6 +185,13 @@ def test_a_misspelt_key_in_a_file_is_refused(tmp_path: Path, refused: Callable[[
     said = refused(["fit", *WORDS, "--config", str(file), "--out", str(tmp_path / "run")])
     assert "sampels" in said
     assert "samples" in said
+
+
+def test_a_part_that_has_no_names_is_refused(tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("ema: 0.9\n")
+    said = refused(["fit", *WORDS, "--config", str(file), "--out", str(tmp_path / "run")])
+    assert "`ema` must be options by name, got 0.9." in said
 
 
 def test_a_file_that_is_no_yaml_is_refused_with_the_place(
@@ -216,6 +224,9 @@ def test_a_file_that_is_no_yaml_is_refused_with_the_place(
         ),
         (["--checkpoint.monitor=val/acuracy", "--trainer.max_epochs=1"], "val/acuracy"),
         (["--trainer.max_epochs=-1", "--trainer.max_steps=-1"], "set `trainer.max_epochs`"),
+        (["--ema.decay=1.5"], "`decay` must be at least 0 and less than 1, got 1.5"),
+        (["--divergence.on_nan=explode"], "`divergence.on_nan` must be one of 'flag', 'stop', got 'explode'"),
+        (["--certify.sigma=-1"], "`sigma` must be at least 0, got -1.0"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(
