@@ -3,7 +3,7 @@
 from lit_xai.optim.bort import Bort, BortAdamW, BortSGD, bort, constrain_linear_maps
 from lit_xai.optim.constraint import correction
 from lit_xai.optim.matrices import Amplitude, Layout, linear_maps, measures, residual
-from lit_xai.optim.schedule import Cosine, Schedule, Steps
+from lit_xai.optim.schedule import Cosine, Schedule, Steps, Triangle
 
 __all__ = [
     "Amplitude",
@@ -14,6 +14,7 @@ __all__ = [
     "Layout",
     "Schedule",
     "Steps",
+    "Triangle",
     "bort",
     "constrain_linear_maps",
     "correction",

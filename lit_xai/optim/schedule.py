@@ -77,3 +77,26 @@ class Steps(Schedule):
         require_at_least(1, steps=steps)
         drops = [round(share * steps) for share in self.milestones]
         return LambdaLR(optimizer, lambda step: self.factor ** sum(step >= drop for drop in drops))
+
+
+@dataclass(frozen=True)
+class Triangle(Schedule):
+    """Linear rise from zero to the learning rate, and linear fall back to zero.
+
+    lr * s / (peak * steps) up to step peak * steps, then lr * (steps - s) / (steps - peak * steps).
+
+    Args:
+        peak: Share of the steps at which the learning rate is reached, between 0 and 1.
+
+    Source: Wong, Rice and Kolter 2020, arXiv 2001.03994, section 5 (after Smith 2017, arXiv 1506.01186).
+    """
+
+    peak: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.peak < 1, f"`peak` must lie between 0 and 1, got {self.peak!r}.")
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRScheduler:
+        require_at_least(1, steps=steps)
+        top = self.peak * steps
+        return LambdaLR(optimizer, lambda step: max(0.0, min(step / top, (steps - step) / (steps - top))))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_xai.optim import Cosine, Schedule, Steps
+from lit_xai.optim import Cosine, Schedule, Steps, Triangle
 
 
 def rates(schedule: Schedule, steps: int, lr: float = 0.5) -> list[float]:
@@ -46,6 +46,17 @@ def test_steps_drop_at_their_shares():
     assert seen == pytest.approx([0.5] * 4 + [0.05] * 2 + [0.005] * 3)
 
 
+def test_triangle_is_torchs_cycle():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5, momentum=0.9)
+    cycle = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.0, 0.5, step_size_up=6, step_size_down=14)
+    theirs = []
+    for _ in range(20):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cycle.step()
+    assert rates(Triangle(peak=0.3), 20) == pytest.approx([*theirs, 0.0], abs=1e-12)
+
+
 def test_a_schedule_goes_on_from_its_state():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = Cosine(warmup=0.2)(optimizer, 10)
@@ -62,7 +73,7 @@ def test_a_schedule_goes_on_from_its_state():
     assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Cosine(warmup=0.1), Steps(), Steps((0.3,), 0.5)])
+@pytest.mark.parametrize("schedule", [Cosine(), Cosine(0.1), Steps(), Steps((0.3,), 0.5), Triangle(0.4)])
 def test_the_repr_builds_the_schedule(schedule):
     assert eval(repr(schedule)) == schedule
 
@@ -73,6 +84,7 @@ def test_the_repr_builds_the_schedule(schedule):
         (lambda: Cosine(warmup=1.0), "`warmup` must be at least 0 and less than 1, got 1.0"),
         (lambda: Steps(milestones=(0.75, 0.5)), "`milestones` must rise between 0 and 1"),
         (lambda: Steps(milestones=(0.5, 1.0)), "`milestones` must rise between 0 and 1"),
+        (lambda: Triangle(peak=1.0), "`peak` must lie between 0 and 1, got 1.0"),
         (lambda: Steps(factor=0.0), "`factor` must be greater than 0"),
         (lambda: rates(Cosine(), 0), "`steps` must be at least 1, got 0"),
     ],
