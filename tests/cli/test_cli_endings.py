@@ -18,6 +18,7 @@ LEAN = [*WORDS, "--explain.attributions={}", "--explain.metrics={}", "--robustne
 ACT = """
 import os, signal, sys
 import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
 from lightning.pytorch.callbacks import Callback
 import lit_xai.cli.trainer as trainer
 
