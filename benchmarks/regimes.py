@@ -90,7 +90,7 @@ class Yardstick:
 
 YARDSTICKS = {
     "digits": Yardstick(l2=1.0, linf=0.1, sigma=0.25, radius=0.5, images=300, certified=150),
-    "cifar10": Yardstick(l2=0.5, linf=4 / 255, sigma=0.25, radius=0.25, images=256, certified=100),
+    "cifar10": Yardstick(l2=0.5, linf=4 / 255, sigma=0.25, radius=0.25, images=200, certified=50),
 }
 
 # Which number of a regime must exceed, or with "<" fall below, that of another regime, and by what factor.
