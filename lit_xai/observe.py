@@ -1,9 +1,9 @@
 """Explaining is observing: a model is looked at, and is afterwards what it was before, bit for bit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from lit_xai import randomness
 from lit_xai.attributions.base import Attribution
-from lit_xai.memory import once, remembering
-from lit_xai.metrics.base import Metric
+from lit_xai.memory import remembering
+from lit_xai.metrics.base import Metric, Saliency
+from lit_xai.metrics.companions import Companions
+from lit_xai.metrics.controls import Borrowed, scorable
+from lit_xai.metrics.shared import maps_of
 from lit_xai.types import Images, Labels, Masks, Scores
 
 MODEL = ""  # the name under which metrics of the model itself stand beside those of its attributions
@@ -81,25 +84,35 @@ class Explanation:
         maps: One map per image, by attribution.
         scores: One score per image, by attribution, metric and quantity. Metrics of the model itself stand
             under the attribution `MODEL`.
+        controls: The same for maps that know nothing of what they explain, by control and attribution; a
+            control that is made of no method stands under `MODEL`.
+        failed: What went wrong, by attribution or `<attribution>/<metric>`; their scores are NaN.
     """
 
     maps: dict[str, Images] = field(default_factory=dict)
     scores: dict[str, dict[str, dict[str, Scores]]] = field(default_factory=dict)
+    controls: dict[str, dict[str, dict[str, dict[str, Scores]]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Scores]:
-        """The scores by log key, `explain/<attribution>/<metric>[/<quantity>]` or `robust/<metric>/…`."""
+        """The scores by log key, see `log_key`."""
         return {
-            log_key(attribution, metric, quantity): scores
-            for attribution, metrics in self.scores.items()
+            log_key(attribution, metric, quantity, control): scores
+            for control, table in (("", self.scores), *self.controls.items())
+            for attribution, metrics in table.items()
             for metric, quantities in metrics.items()
             for quantity, scores in quantities.items()
         }
 
 
-def log_key(attribution: str, metric: str, quantity: str) -> str:
-    """The name under which a quantity is logged, plotted and tabulated."""
-    head = ("explain", attribution) if attribution else ("robust",)
-    return "/".join((*head, metric, *((quantity,) if quantity else ())))
+def log_key(attribution: str, metric: str, quantity: str, control: str = "") -> str:
+    """The name under which a quantity is logged, plotted and tabulated.
+
+    `explain/<attribution>/<metric>[/<quantity>]`, `robust/<metric>…` for the model itself, and
+    `control/<control>[/<attribution>]/<metric>…` for maps that know nothing of what they explain.
+    """
+    head = ("control", control) if control else ("explain",) if attribution else ("robust",)
+    return "/".join(part for part in (*head, attribution, metric, quantity) if part)
 
 
 def explain(
@@ -111,6 +124,11 @@ def explain(
     seed: int,
     ids: Int[Tensor, " batch"] | None = None,
     mask: Masks | None = None,
+    *,
+    controls: Mapping[str, Attribution] | None = None,
+    companions: Companions | None = None,
+    previous: Mapping[str, Saliency] | None = None,
+    strict: bool = True,
 ) -> Explanation:
     """Explain one batch with every attribution, and score each map with every metric that applies to it.
 
@@ -126,27 +144,79 @@ def explain(
         seed: With `ids`, fixes every random draw.
         ids: Names the samples; their position in the batch by default.
         mask: The object's pixels, for metrics that need them.
+        controls: Maps that know nothing, scored in the same pass; a `Borrowed` one is made of each method.
+        companions: Other images beside each image, for metrics and controls that need them.
+        previous: Maps of the last look, by attribution, for metrics that need them.
+        strict: Whether a method or metric that fails ends it all; else it is named in `failed`, its scores
+            are NaN, and the others go on.
     """
     seen = Explanation()
     with observing(model, seed), remembering():
         # Tensors of inference mode cannot enter autograd: copies can.
         inputs, target = inputs.detach().clone(), target.clone()
         ids = torch.arange(len(inputs), device=inputs.device) if ids is None else ids.clone()
-        batch = {"model": model, "inputs": inputs, "target": target, "mask": mask}
+        batch = {"model": model, "inputs": inputs, "target": target, "mask": mask, "companions": companions}
+
+        def mapped(name: str, attribution: Attribution) -> Images:
+            try:
+                return maps_of(attribution, model, inputs, target)
+            except Exception as error:
+                if strict:
+                    raise
+                seen.failed[name] = f"{type(error).__name__}: {error}"
+                return torch.full_like(inputs, torch.nan)
+
+        def scored(name: str, chosen: Iterable[str], **given: Any) -> dict[str, dict[str, Scores]]:
+            return {key: column(name, key, given) for key in chosen}
+
+        def column(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Scores]:
+            metric = metrics[key]
+            try:
+                if name not in seen.failed:
+                    return metric.named(**batch, **given)
+            except Exception as error:
+                if strict:
+                    raise
+                seen.failed[f"{name}/{key}"] = f"{type(error).__name__}: {error}"
+            return {quantity: inputs.new_full((len(inputs),), torch.nan) for quantity in metric.quantities}
+
         with randomness.keyed(seed, ids):
-            own = {name: metric for name, metric in metrics.items() if about_model(metric)}
-            seen.scores[MODEL] = {name: metric.named(**batch) for name, metric in own.items()}
+            own = [key for key, metric in metrics.items() if about_model(metric)]
+            seen.scores[MODEL] = scored(MODEL, own)
             for name, attribution in attributions.items():
-                maps = once(attribution, model, inputs, target, partial(attribution, model, inputs, target))
-                maps = maps.detach()
-                seen.maps[name] = maps
-                given = batch | {"attributions": maps, "attribution": attribution}
-                seen.scores[name] = {
-                    key: metric.named(**given)
-                    for key, metric in metrics.items()
-                    if not about_model(metric) and metric.applies(attribution)
-                }
+                maps = seen.maps[name] = mapped(name, attribution)
+                before = None if previous is None else previous.get(name)
+                given = {"attributions": maps, "attribution": attribution, "previous": before}
+                seen.scores[name] = scored(name, chosen(metrics, attribution), **given)
+            for control, attribution, of in made(controls or {}, attributions, companions):
+                name = f"{control}/{of}" if of else control
+                given = {"attributions": mapped(name, attribution), "attribution": attribution}
+                table = seen.controls.setdefault(control, {})
+                table[of] = scored(name, chosen(metrics, attribution), **given)
     return seen
+
+
+def made(
+    controls: Mapping[str, Attribution],
+    attributions: Mapping[str, Attribution],
+    companions: Companions | None,
+) -> Iterator[tuple[str, Attribution, str]]:
+    """Every control with its name, and the name of the method it is made of, if it is made of one."""
+    for name, control in controls.items():
+        if isinstance(control, Borrowed):
+            for of, attribution in attributions.items():
+                yield name, control.of(attribution, companions), of
+        else:
+            yield name, control, MODEL
+
+
+def chosen(metrics: Mapping[str, Metric], attribution: Attribution) -> list[str]:
+    """Names of the metrics that score this attribution, or control."""
+    return [
+        name
+        for name, metric in metrics.items()
+        if not about_model(metric) and metric.applies(attribution) and scorable(attribution, metric)
+    ]
 
 
 def about_model(metric: Metric) -> bool:

@@ -52,6 +52,20 @@ def narrowed(rows: Int[Tensor, " some"]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def renamed(ids: Int[Tensor, " batch"]) -> Iterator[None]:
+    """Within this context, draws are those of other samples, under the same seed.
+
+    Outside of `keyed` it changes nothing.
+    """
+    ambient = _SAMPLES.get()
+    if ambient is None:
+        yield
+        return
+    with keyed(ambient[0], ids):
+        yield
+
+
 def keys(inputs: Tensor, purpose: str) -> Keys:
     """One 64-bit key per image of the batch.
 

@@ -1,9 +1,10 @@
 """Metrics: how good a map is, and how robust the model."""
 
-from lit_xai.metrics.base import AbsoluteSum, Metric, Quantity, Reduction, SignedSum
+from lit_xai.metrics.base import AbsoluteSum, Facts, Metric, Quantity, Reduction, SignedSum
 from lit_xai.metrics.closeness import Closeness
+from lit_xai.metrics.companions import Companions
 from lit_xai.metrics.complexity import Gini
-from lit_xai.metrics.controls import EdgeMap, RandomMap
+from lit_xai.metrics.controls import EdgeMap, OtherImage, RandomMap
 from lit_xai.metrics.faithfulness import Blur, Constant, ImageMean, Perturbation, Removal
 from lit_xai.metrics.flags import Accepted, Flags, Missing, Residual
 from lit_xai.metrics.robustness import (
@@ -23,8 +24,10 @@ __all__ = [
     "BoundaryDistance",
     "CleanAccuracy",
     "Closeness",
+    "Companions",
     "Constant",
     "EdgeMap",
+    "Facts",
     "Flags",
     "Gini",
     "GradientAlignment",
@@ -33,6 +36,7 @@ __all__ = [
     "Manipulability",
     "Metric",
     "Missing",
+    "OtherImage",
     "Perturbation",
     "Quantity",
     "RandomMap",

@@ -10,12 +10,15 @@ from typing import Any, ClassVar, Literal
 import torch
 import torchmetrics
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_xai.attributions.base import Attribution
-from lit_xai.types import Images, Scalar, Scores
+from lit_xai.types import Images, Scalar, Scores, require
 
-VOCABULARY = ("model", "inputs", "target", "attributions", "attribution", "mask")
+VOCABULARY = (
+    *("model", "inputs", "target", "attributions", "attribution"),
+    *("mask", "companions", "previous"),
+)
 
 Saliency = Float[Tensor, "batch height width"]
 
@@ -55,6 +58,29 @@ class Quantity:
         }
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a metric may know about model and images before the first of them is scored.
+
+    Args:
+        model: The network, in eval mode.
+        shape: Channels, height and width of an image.
+        classes: Classes of the model.
+        samples: Images that will be scored.
+        labels: Different labels among them.
+        masks: Whether the data say where the object is.
+        device: Where model and images are.
+    """
+
+    model: nn.Module
+    shape: tuple[int, int, int]
+    classes: int
+    samples: int
+    labels: int
+    masks: bool
+    device: torch.device
+
+
 class Reduction(abc.ABC):
     """Reads a map as one number per pixel. Concrete reductions are final frozen dataclasses."""
 
@@ -92,7 +118,9 @@ class Metric(torchmetrics.Metric, abc.ABC):
 
     * `model, inputs, target`: the batch. A metric that needs no more is about the model: scored once;
     * `attributions`: the maps, shape of the inputs; `attribution`: the method that made them;
-    * `mask`: the object's pixels, where the data have them.
+    * `mask`: the object's pixels, where the data have them (`check` refuses data without);
+    * `companions`: other images of the probe beside each image, see `Companions`;
+    * `previous`: the map of the last look, one number per pixel (the sum over channels), NaN at the first.
 
     A sample without a valid score gets NaN: it is left out of the mean and counted in `missing`. Scores are
     kept in the metric's `dtype`, float32 unless `set_dtype` says otherwise. Constructor arguments become
@@ -121,6 +149,38 @@ class Metric(torchmetrics.Metric, abc.ABC):
     def applies(self, attribution: Attribution) -> bool:
         """Whether the metric has a meaning for this attribution."""
         return True
+
+    def check(self, name: str, facts: Facts) -> None:
+        """Refuse, before the run, what could not be scored in it.
+
+        Args:
+            name: What the metric is called in this run.
+            facts: About model and images.
+
+        Raises:
+            ValueError: The metric needs something that model or data do not have.
+        """
+        require(
+            facts.masks or "mask" not in self.needs,
+            f"`{name}` needs to know where the object is, and the data have no masks: give each sample a "
+            "mask as its third part (`masks` in an NPZ file), or leave the metric out.",
+        )
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """Whether more is better; None where neither is, or where the quantities do not agree."""
+        directions = {quantity.better for quantity in self.quantities.values()}
+        return None if directions != {"higher"} and directions != {"lower"} else directions == {"higher"}
+
+    @property
+    def plot_lower_bound(self) -> float | None:  # type: ignore[override]
+        """The smallest value that any of the quantities can take, if there is one."""
+        return _finite(min(quantity.bounds[0] for quantity in self.quantities.values()))
+
+    @property
+    def plot_upper_bound(self) -> float | None:  # type: ignore[override]
+        """The largest value that any of the quantities can take, if there is one."""
+        return _finite(max(quantity.bounds[1] for quantity in self.quantities.values()))
 
     def named(self, **given: Any) -> dict[str, Scores]:
         """Scores by quantity, from those of the given things that the metric needs."""
@@ -165,6 +225,10 @@ class Metric(torchmetrics.Metric, abc.ABC):
         flat = torch.cat(rows) if rows else torch.empty(0)
         columns = flat.cpu().double().reshape(-1, len(self.quantities)).T
         return dict(zip(self.quantities, columns, strict=True))
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def _valid(scores: Scores) -> Float[Tensor, " valid"]:

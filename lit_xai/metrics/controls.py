@@ -1,6 +1,9 @@
 """Controls: maps that know nothing of the model, to be scored beside those that claim to."""
 
-from dataclasses import dataclass
+import abc
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +11,10 @@ from torch.nn import functional as F
 
 from lit_xai import randomness
 from lit_xai.attributions.base import Attribution
-from lit_xai.types import Images, Labels
+from lit_xai.attributions.gradient import Saliency
+from lit_xai.metrics.base import Metric
+from lit_xai.metrics.companions import Companions
+from lit_xai.types import Images, Labels, require
 
 
 @dataclass(frozen=True)
@@ -38,3 +44,53 @@ class EdgeMap(Attribution):
         pixels = F.pad(inputs, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
         slopes = F.conv2d(pixels, kernels)
         return slopes.square().sum(dim=1).sqrt().reshape(inputs.shape)
+
+
+class Borrowed(Attribution, abc.ABC):
+    """A control made of a method's own maps; one is made for each method that is scored."""
+
+    method: Attribution
+
+    def of(self, method: Attribution, companions: Companions | None) -> "Borrowed":
+        """The control of a method, for a batch with these companions."""
+        self_: Any = self
+        return dataclasses.replace(self_, method=method)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class OtherImage(Borrowed):
+    """A control: the method's map of another image, for the class of that one.
+
+    What a map of the right image scores beyond it, it scores by looking at the image.
+
+    Args:
+        method: The method.
+        companions: Other images beside each image; the first one's map is taken.
+
+    Source: by definition, as the shuffled labels of a permutation test.
+    """
+
+    method: Attribution = field(default_factory=Saliency)
+    companions: Companions | None = None
+
+    def of(self, method: Attribution, companions: Companions | None) -> "OtherImage":
+        return OtherImage(method, companions)
+
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        others = self.companions
+        if others is None:
+            raise ValueError("`companions` must name another image for each image: pass `companions=`.")
+        require(
+            len(others) == len(inputs),
+            f"`companions` must be as many as images, got {len(others)} for {len(inputs)}.",
+        )
+        with randomness.renamed(others.ids[:, 0]):
+            return self.method(model, others.images[:, 0].to(inputs.dtype), others.target[:, 0])
+
+
+def scorable(attribution: Attribution, metric: Metric) -> bool:
+    """Whether a metric can be asked about this map: no control has a past, one of another image no method."""
+    if not isinstance(attribution, Borrowed | RandomMap | EdgeMap):
+        return True
+    refused = {"previous", "attribution"} if isinstance(attribution, OtherImage) else {"previous"}
+    return not refused & set(metric.needs)

@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_xai import attacks, attributions, metrics, randomness
 from lit_xai.attributions import BoundarySaliency, IntegratedGradients, NegativeFlux, Saliency
+from lit_xai.metrics import Companions
 
 every_row = pytest.mark.parametrize("row", METRICS, ids=str)
 IDS = torch.tensor([7, 3, 11, 0, 5])
@@ -32,11 +33,16 @@ def everything(metric, dtype=torch.float64):
         "attribution": attribution,
         "attributions": attribution(net, inputs, target),
         "mask": torch.rand(5, 8, 8) > 0.5,
+        "companions": Companions(
+            torch.rand(5, 8, 2, 8, 8, dtype=dtype), torch.randint(4, (5, 8)), torch.randint(100, 110, (5, 8))
+        ),
+        "previous": torch.randn(5, 8, 8, dtype=dtype),
     }
 
 
 def part(given, rows):
-    return {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    sliced = torch.Tensor | Companions
+    return {name: value[rows] if isinstance(value, sliced) else value for name, value in given.items()}
 
 
 def scores(metric, given, ids=IDS, seed=0):

@@ -1,0 +1,76 @@
+"""What several metrics ask for about one batch, computed for the first of them.
+
+All of it goes through `lit_xai.memory.once`: within `observe.explain` nothing here is computed twice.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lit_xai import randomness
+from lit_xai.attributions.base import Attribution
+from lit_xai.memory import once
+from lit_xai.metrics.base import Reduction, Saliency
+from lit_xai.types import Images, Labels, Logits, Scores
+
+
+def passed(model: nn.Module, images: Images, chunk: int) -> Logits:
+    """Logits of many images, at most `chunk` of them in the model at once, without gradients."""
+    with torch.no_grad():
+        return torch.cat([model(part).to(images.dtype) for part in torch.split(images, chunk)])
+
+
+def clean_logits(model: nn.Module, inputs: Images, target: Labels) -> Logits:
+    """Logits of the images as they are."""
+    return once("clean logits", model, inputs, target, partial(passed, model, inputs, max(1, len(inputs))))
+
+
+def maps_of(attribution: Attribution, model: nn.Module, inputs: Images, target: Labels) -> Images:
+    """Maps of a method, those that were scored already if they are the same; without a graph."""
+    return once(
+        attribution, model, inputs, target, lambda: attribution(model, inputs, target).detach()
+    ).detach()
+
+
+def order_of(
+    attributions: Images, reduction: Reduction, model: nn.Module, inputs: Images, target: Labels
+) -> tuple[Saliency, Tensor]:
+    """Saliency, and its pixels from the least to the most salient, equal ones in its own random order.
+
+    The random order of equal pixels is the same for all methods, metrics and epochs.
+    """
+
+    def sort() -> tuple[Saliency, Tensor]:
+        saliency = reduction(attributions)
+        return saliency, ascending(saliency, randomness.keys(inputs, "ties"))
+
+    return once(("order", repr(reduction)), model, attributions, target, sort)
+
+
+def ascending(saliency: Saliency, keys: Tensor) -> Tensor:
+    """Positions of the pixels from the least to the most salient, shape (batch, pixel).
+
+    Args:
+        saliency: One number per pixel.
+        keys: One random key per image; they order pixels that are equal.
+    """
+    values = saliency.flatten(1)
+    shuffled = randomness.uniform(keys, 0, values.shape[1:], torch.float64).argsort(dim=1)
+    return shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, stable=True))
+
+
+def probability(logits: Logits, target: Labels) -> Scores:
+    """Probability of the target."""
+    return logits.softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+
+def logit(logits: Logits, target: Labels) -> Scores:
+    """Logit of the target."""
+    return logits.gather(1, target[:, None])[:, 0]
+
+
+def finite_only(scores: Scores, attributions: Images | Float[Tensor, "batch height width"]) -> Scores:
+    """The scores, NaN where a map is not finite."""
+    return scores.where(attributions.flatten(1).isfinite().all(dim=1), torch.nan)
