@@ -90,6 +90,13 @@ def worst_in_ball(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
     return x - 0.1 * nn.functional.normalize(w[c] - w[1 - c]).view_as(x)
 
 
+def middle(w: Tensor, b: Tensor, x: Images, c: Labels) -> Images:
+    """A Gaussian in the middle of the image, half of it in either channel."""
+    place = torch.arange(5, dtype=x.dtype) - 2
+    slope = torch.exp(-place.square() / (2 * 1.25**2))
+    return (slope[:, None] * slope / 2).expand_as(x)
+
+
 def per_segment(baseline: float, segments: int) -> ClosedForm:
     """(x - b) w_c, summed over each segment and divided evenly over it."""
 
@@ -337,7 +344,11 @@ ATTRIBUTIONS: list[Row] = [
     Row(a.TraceBack(), traced_back),
     Row(a.TraceBack(pooling="indices", guided=True), traced_back),
     Row(metrics.RandomMap(), draws=True),
+    Row(metrics.CentreMap(), middle),
     Row(metrics.EdgeMap()),
+    Row(metrics.Untrained(method=a.InputXGradient(), seed=1)),
+    Row(metrics.OtherImage(), companions=True),
+    Row(metrics.OtherImage(method=a.SmoothGrad(samples=2)), draws=True, companions=True),
 ]
 
 ATTACKS: list[Row] = [
@@ -489,6 +500,8 @@ OBJECTIVES: list[Row] = [
     Row(objectives.DBort(objectives.GaussianAugmentation(sigma=0.2), weight=0.1, power=0.5), draws=True),
 ]
 
+NEIGHBOURS = metrics.Neighbourhood(radius=0.1, samples=2)
+
 METRICS: list[Row] = [
     Row(metrics.Perturbation(steps=5)),
     Row(metrics.Perturbation(steps=3, removal=metrics.ImageMean(), reduction=metrics.AbsoluteSum(), chunk=4)),
@@ -509,4 +522,56 @@ METRICS: list[Row] = [
     ),
     Row(metrics.GradientAlignment(epsilon=0.1, norm=attacks.L2())),
     Row(metrics.Manipulability(attack=a.TopKAttack(epsilon=0.1, steps=3))),
+    Row(metrics.Entropy()),
+    Row(metrics.ParticipationRatio(mass=0.5)),
+    Row(metrics.TotalVariation()),
+    Row(metrics.HighFrequency(cutoff=0.5)),
+    Row(metrics.PointingGame()),
+    Row(metrics.PointingGame(tolerance=15.0, side=60, reduction=metrics.AbsoluteSum())),
+    Row(metrics.EnergyGame()),
+    Row(metrics.RelevanceRank()),
+    Row(metrics.TopKIntersection(share=0.1)),
+    Row(metrics.BoundaryLocalisation()),
+    Row(metrics.GridPointingGame(grid=2, chunk=4)),
+    Row(metrics.SRG(steps=4)),
+    Row(metrics.SRG(steps=4, removal=metrics.Constant(value=(0.4, 0.5)), chunk=3)),
+    Row(metrics.ROAD(shares=(0.2, 0.6))),
+    Row(metrics.PixelFlipping(steps=4)),
+    Row(metrics.AOPC(region=3, steps=4)),
+    Row(metrics.IROF(segments=3)),
+    Row(metrics.FaithfulnessCorrelation(samples=6, share=0.2)),
+    Row(metrics.FaithfulnessCorrelation(samples=5, baseline=a.NoiseImage(), reduction=metrics.AbsoluteSum())),
+    Row(metrics.SensitivityN(samples=5, shares=(0.1, 0.5))),
+    Row(metrics.FaithfulnessEstimate(segments=3, baseline=0.5)),
+    Row(metrics.Infidelity(samples=6)),
+    Row(metrics.Infidelity(disturbance=metrics.RandomSquares(largest=3), samples=6)),
+    Row(metrics.Monotonicity(steps=5)),
+    Row(metrics.Misclassified()),
+    Row(metrics.ModelRandomisation(layers=2)),
+    Row(metrics.ModelRandomisation(layers=2, samples=2, sigma=0.1, reduction=metrics.SignedSum())),
+    Row(metrics.EfficientRandomisation()),
+    Row(metrics.RandomLogit()),
+    Row(metrics.Alignment()),
+    Row(metrics.LinearisedRobustness(competitors=2)),
+    Row(metrics.GradientNorm()),
+    Row(metrics.Curvature()),
+    Row(metrics.Confidence()),
+    Row(metrics.Drift()),
+    Row(metrics.PatternOnlyAccuracy()),
+    Row(metrics.BlindColour()),
+    Row(metrics.BlindColour(colour=(0.2, 0.7), other=1.0, share=0.1)),
+    Row(metrics.Polarity()),
+    Row(metrics.ColourSweep(steps=3)),
+    Row(metrics.Reparameterisation()),
+    Row(metrics.Reparameterisation(shift=-0.25)),
+    Row(metrics.BaselineSensitivity(noise=1, searches=2)),
+    Row(metrics.BaselineSensitivity(baselines=(0.25,), noise=1)),
+    Row(metrics.Sensitivity(NEIGHBOURS)),
+    Row(
+        metrics.LocalLipschitz(metrics.Neighbourhood(radius=0.1, samples=2, noise=metrics.Normal(), chunk=3))
+    ),
+    Row(metrics.RelativeStability(metrics.Neighbourhood(0.1, 2, metrics.InBall(norm=attacks.L2())))),
+    Row(metrics.NeighbourSimilarity(NEIGHBOURS)),
+    Row(metrics.NeighbourSimilarity(NEIGHBOURS, share=0.2, window=3, reduction=metrics.SignedSum())),
+    Row(metrics.AttackedStability(attack=attacks.LinfPGD(epsilon=0.1, steps=2), halvings=3)),
 ]

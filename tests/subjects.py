@@ -60,6 +60,20 @@ def tiny_net(activation: Callable[[], nn.Module], dtype: torch.dtype = torch.flo
     return net.to(dtype).eval()
 
 
+def pooled_net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A classifier of 2-channel images of any size into 4 classes, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3, stride=2, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+    return net.to(dtype).eval()
+
+
 @contextmanager
 def unchanged(model: nn.Module, *tensors: Tensor) -> Iterator[None]:
     """Fail unless the block, also one that raises, leaves model, tensors and grad mode as they were."""

@@ -25,7 +25,7 @@ from lit_xai.attributions.goals import Goal
 from lit_xai.attributions.rules import Rule
 from lit_xai.attributions.score import Score
 from lit_xai.metrics.base import VOCABULARY, Metric, Reduction
-from lit_xai.metrics.faithfulness import Removal
+from lit_xai.metrics.removal import Removal
 from lit_xai.objectives.base import Objective
 from lit_xai.optim.schedule import Schedule
 
@@ -110,8 +110,12 @@ def test_stateless_algorithms_are_frozen_dataclasses(room: str, thing: type):
 
 @cache
 def menu() -> dict[str, dict[str, Any]]:
-    """The entries of the menu; metrics of the model itself may stand in another file, under `robustness`."""
-    parts = yaml.safe_load((CONFIGS / "explain" / "menu.yaml").read_text())["explain"]
+    """The entries of the menus; metrics of the model itself may stand in another file, under `robustness`."""
+    parts: dict[str, dict[str, Any]] = {"attributions": {}, "metrics": {}}
+    for path in (CONFIGS / "explain").glob("*.yaml"):
+        explain = yaml.safe_load(path.read_text())["explain"]
+        parts["attributions"] |= {**explain.get("attributions", {}), **explain.get("controls", {})}
+        parts["metrics"] |= explain.get("metrics", {})
     for path in CONFIGS.rglob("*.yaml"):
         robustness = (yaml.safe_load(path.read_text()) or {}).get("robustness") or {}
         parts["metrics"] = {**(robustness.get("metrics") or {}), **parts["metrics"]}

@@ -8,8 +8,10 @@ import pytest
 import torch
 import yaml
 
+from lit_xai.callbacks import Explain
 from lit_xai.cli.trainer import Command
 from lit_xai.data import Cifar10
+from lit_xai.metrics import credible
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE = CONFIGS / "quickstart.yaml"
@@ -60,7 +62,7 @@ def test_published_settings_compose_with_the_quickstart_and_their_data(recipe: s
     assert optimizer.param_groups[0]["lr"] == said["model"]["optimizer"]["init_args"]["lr"]
     assert isinstance(command.datamodule, Cifar10)
     assert command.model.channels == 3
-    assert "random_map" in command.config_init.explain.attributions
+    assert "saliency" in command.config_init.explain.attributions
 
 
 @pytest.mark.parametrize("model", names("models"))
@@ -79,9 +81,40 @@ def test_every_data_file_parses_in_any_order(data: str) -> None:
     assert first == last
 
 
-def test_the_menu_builds() -> None:
-    command = Command([f"--config={BASE}", f"--config={CONFIGS / 'explain' / 'menu.yaml'}", *SMALL], "fit")
-    assert "edge_map" in command.config_init.explain.attributions
+def explained(menu: str, *words: str) -> Explain:
+    """The callback that the quickstart has under one of the menus."""
+    path = CONFIGS / "explain" / menu
+    return Command([f"--config={BASE}", f"--config={path}", *SMALL, *words], "fit").config_init.explain
+
+
+def test_the_menus_build() -> None:
+    menu = explained("menu.yaml")
+    assert {"lrp", "boundary_saliency"} <= set(menu.attributions)
+    assert {"edge_map", "other_image", "untrained"} <= set(menu.controls)
+    assert {"srg", "stability/relative", "blind_colour"} <= set(explained("metrics.yaml").metrics)
+    assert {"pointing", "boundary_localisation"} <= set(explained("localisation.yaml").metrics)
+
+
+def test_the_file_of_the_credible_set_is_the_default() -> None:
+    seen, meant = explained("credible.yaml").metrics, credible()
+    assert {name: repr(seen[name]) for name in meant} == {name: repr(one) for name, one in meant.items()}
+
+
+@pytest.mark.slow
+def test_every_metric_measures_an_epoch(tmp_path: Path) -> None:
+    """All metrics at once, with all controls, on images without masks."""
+    few = tmp_path / "few.yaml"
+    few.write_text(
+        "explain:\n  on_error: raise\n  samples: 16\n  attributions:\n"
+        "    integrated_gradients: {class_path: IntegratedGradients, init_args: {steps: 3}}\n"
+        "    boundary_saliency: {class_path: BoundarySaliency, init_args: {search: {class_path: DDN}}}\n"
+        "    negative_flux: NegativeFlux\n"
+    )
+    paths = [BASE, CONFIGS / "explain" / "metrics.yaml"]
+    words = [*SMALL, f"--config={few}", f"--out={tmp_path / 'run'}", "--explain.samples=16"]
+    command = Command([*(f"--config={path}" for path in paths), *words], "fit")
+    command.trainer.fit(command.model, command.datamodule)
+    assert "lead/integrated_gradients/srg/gain" in command.trainer.callback_metrics
 
 
 @pytest.mark.parametrize("attack", names("attacks"))

@@ -76,7 +76,8 @@ class NegativeFlux(Attribution):
         return self._flux(model, inputs, target)[1]
 
     def _flux(self, model: nn.Module, inputs: Images, target: Labels) -> tuple[Images, Scores]:
-        return once(self, model, inputs, target, lambda: self._measure(model, inputs.detach(), target))
+        question = ("flux", self)  # the map alone is asked for under the method's own name
+        return once(question, model, inputs, target, lambda: self._measure(model, inputs.detach(), target))
 
     def _measure(self, model: nn.Module, inputs: Images, target: Labels) -> tuple[Images, Scores]:
         own = randomness.keys(inputs, "negative_flux")

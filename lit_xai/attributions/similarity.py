@@ -102,10 +102,12 @@ def overlap(first: Places, second: Places, share: float = 0.1) -> Scores:
 
 def top(values: Places, share: float) -> Tensor:
     """Which pixels are the k with the largest values."""
-    count = most(share, values.shape[1] * values.shape[2])
-    order = values.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
-    chosen = torch.zeros_like(values, dtype=torch.bool).flatten(1)
-    return chosen.scatter(1, order, True).view_as(values)
+    rows = values.flatten(1)
+    count = most(share, rows.shape[1])
+    least = rows.topk(count, dim=1).values[:, -1:]
+    above, equal = rows > least, rows == least
+    room = count - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= room))).view_as(values)
 
 
 def most(share: float, pixels: int) -> int:
@@ -116,11 +118,12 @@ def most(share: float, pixels: int) -> int:
 
 def _ranks(rows: Rows) -> Rows:
     """Ranks from 1, the mean of them where values are equal."""
-    ordered = rows.sort(dim=1).values.contiguous()
-    rows = rows.contiguous()
-    below = torch.searchsorted(ordered, rows, right=False)
-    upto = torch.searchsorted(ordered, rows, right=True)
-    return (below + upto + 1).double() / 2
+    ordered, order = rows.sort(dim=1)
+    place = torch.arange(rows.shape[1], device=rows.device)
+    differs = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(F.pad(differs, (1, 0), value=True), place, 0).cummax(1).values
+    last = torch.where(F.pad(differs, (0, 1), value=True), place, len(place)).flip(1).cummin(1).values.flip(1)
+    return torch.empty_like(rows).scatter(1, order, (first + last + 2).to(rows.dtype) / 2)
 
 
 def _correlation(first: Rows, second: Rows) -> Scores:

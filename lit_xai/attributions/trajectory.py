@@ -196,7 +196,8 @@ class MFABA(Attribution):
         return rise(model, ends, inputs, target, self.score, self.chunk)
 
     def _descent(self, model: nn.Module, inputs: Images, target: Labels) -> tuple[Images, Images]:
-        return once(self, model, inputs, target, lambda: self._descend(model, inputs.detach(), target))
+        question = ("descent", self)  # the map alone is asked for under the method's own name
+        return once(question, model, inputs, target, lambda: self._descend(model, inputs.detach(), target))
 
     def _descend(self, model: nn.Module, inputs: Images, target: Labels) -> tuple[Images, Images]:
         """The maps, and where the ways end."""

@@ -14,7 +14,7 @@ from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.gradient import Saliency
 from lit_xai.metrics.base import Metric
 from lit_xai.metrics.companions import Companions
-from lit_xai.types import Images, Labels, require
+from lit_xai.types import Images, Labels, require, require_positive
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,37 @@ class EdgeMap(Attribution):
         return slopes.square().sum(dim=1).sqrt().reshape(inputs.shape)
 
 
+@dataclass(frozen=True)
+class CentreMap(Attribution):
+    """A control: a Gaussian in the middle of the image, shared out evenly over the channels.
+
+    exp(-r^2 / (2 sigma^2)), r the distance to the middle. What a map scores beyond it, it scores by knowing
+    where in the image the object is.
+
+    Args:
+        sigma: Standard deviation, as a share of the shorter side; above 0.
+
+    Raises:
+        ValueError: `sigma` is not above 0.
+
+    Source: Zhang et al. 2018, arXiv 1608.00507, table 1 (the centre as a baseline of the pointing game).
+    """
+
+    sigma: float = 0.25
+
+    def __post_init__(self) -> None:
+        require_positive(sigma=self.sigma)
+
+    def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
+        channels, height, width = inputs.shape[1:]
+        down, across = (
+            (torch.arange(side, device=inputs.device, dtype=inputs.dtype) - (side - 1) / 2).square()
+            for side in (height, width)
+        )
+        spread = 2 * (self.sigma * min(height, width)) ** 2
+        return (torch.exp(-(down[:, None] + across) / spread) / channels).expand_as(inputs).clone()
+
+
 class Borrowed(Attribution, abc.ABC):
     """A control made of a method's own maps; one is made for each method that is scored."""
 
@@ -65,7 +96,8 @@ class OtherImage(Borrowed):
 
     Args:
         method: The method.
-        companions: Other images beside each image; the first one's map is taken.
+        companions: Other images beside each image; the first one's map is taken. Without any, it is that of
+            the next image in the batch.
 
     Source: by definition, as the shuffled labels of a permutation test.
     """
@@ -79,7 +111,9 @@ class OtherImage(Borrowed):
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         others = self.companions
         if others is None:
-            raise ValueError("`companions` must name another image for each image: pass `companions=`.")
+            rows = torch.arange(len(inputs), device=inputs.device).roll(-1)
+            with randomness.narrowed(rows):
+                return self.method(model, inputs[rows], target[rows])
         require(
             len(others) == len(inputs),
             f"`companions` must be as many as images, got {len(others)} for {len(inputs)}.",
@@ -90,7 +124,7 @@ class OtherImage(Borrowed):
 
 def scorable(attribution: Attribution, metric: Metric) -> bool:
     """Whether a metric can be asked about this map: no control has a past, one of another image no method."""
-    if not isinstance(attribution, Borrowed | RandomMap | EdgeMap):
+    if not isinstance(attribution, Borrowed | RandomMap | EdgeMap | CentreMap):
         return True
     refused = {"previous", "attribution"} if isinstance(attribution, OtherImage) else {"previous"}
     return not refused & set(metric.needs)

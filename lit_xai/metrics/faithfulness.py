@@ -1,128 +1,26 @@
 """Faithfulness: what happens to a class's probability when the pixels that a map ranks first go, or come."""
 
 import abc
+import itertools
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lit_xai import randomness
-from lit_xai.metrics.base import Metric, Quantity, Reduction, Saliency, SignedSum
-from lit_xai.types import Images, Keys, Labels, Scores, require_at_least, require_positive
-
-Ranks = Int[Tensor, "batch height width"]
-Curves = Float[Tensor, "batch points"]
-
-
-class Removal(abc.ABC):
-    """What stands where an image is gone. Concrete operators are final frozen dataclasses."""
-
-    @abc.abstractmethod
-    def __call__(self, inputs: Images) -> Images:
-        """Return what each image looks like once all its pixels are removed."""
-
-
-@dataclass(frozen=True)
-class Constant(Removal):
-    """One value for all pixels.
-
-    Args:
-        value: Pixel value in [0, 1]; 0 is black.
-
-    Raises:
-        ValueError: `value` lies outside [0, 1].
-
-    Source: Petsiuk et al. 2018, arXiv 1806.07421 (deletion).
-    Deviates: 0 is a black pixel here; in the released code it is 0 after normalisation, the mean colour.
-    """
-
-    value: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.value <= 1:
-            raise ValueError(f"`value` must lie in [0, 1], got {self.value!r}: pixels are not normalised.")
-
-    def __call__(self, inputs: Images) -> Images:
-        return torch.full_like(inputs, self.value)
-
-
-@dataclass(frozen=True)
-class ImageMean(Removal):
-    """The mean of the image, channel by channel.
-
-    Source: Hooker et al. 2019, arXiv 1806.10758 (a value per channel that carries no shape).
-    Deviates: the mean is the image's own.
-    """
-
-    def __call__(self, inputs: Images) -> Images:
-        return inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs).clone()
-
-
-@dataclass(frozen=True)
-class Blur(Removal):
-    """The image under a Gaussian, cut off at the edge of its kernel and scaled with the image's size.
-
-    Scaled down to small images the kernel of the paper hides little: on 28 x 28 digits the class keeps nearly
-    all of its probability, and insertion starts where it should end. `Blur(21, 5.0, 28)` hides it.
-
-    Args:
-        kernel: Width of the kernel in pixels, odd, at least 3.
-        sigma: Standard deviation in pixels, above 0.
-        side: The side of an image, in pixels, at which `kernel` and `sigma` hold. For an image of another
-            (shorter) side both are scaled; the kernel is never narrower than 3.
-
-    Raises:
-        ValueError: An argument lies outside its range.
-
-    Source: Petsiuk et al. 2018, arXiv 1806.07421 (insertion); kernel and sigma of their code.
-    Deviates: borders are mirrored and the kernel sums to 1; theirs are padded by zeros.
-    """
-
-    kernel: int = 11
-    sigma: float = 5.0
-    side: int = 224
-
-    def __post_init__(self) -> None:
-        require_at_least(3, kernel=self.kernel)
-        require_at_least(1, side=self.side)
-        require_positive(sigma=self.sigma)
-        if self.kernel % 2 == 0:
-            raise ValueError(f"`kernel` must be odd, got {self.kernel!r}.")
-
-    def __call__(self, inputs: Images) -> Images:
-        channels, height, width = inputs.shape[1:]
-        scale = min(height, width) / self.side
-        radius = max(1, round((self.kernel - 1) / 2 * scale))
-        offset = torch.arange(-radius, radius + 1, device=inputs.device, dtype=inputs.dtype)
-        weights = torch.softmax(-((offset / (self.sigma * scale)) ** 2) / 2, dim=0)
-        column = weights.reshape(1, 1, -1, 1).expand(channels, -1, -1, -1)
-        down, across = (_mirror(size, radius, inputs.device) for size in (height, width))
-        blurred = F.conv2d(inputs[:, :, down], column, groups=channels)
-        return F.conv2d(blurred[..., across], column.transpose(2, 3), groups=channels)
-
+from lit_xai.memory import remembering
+from lit_xai.metrics.base import Facts, Metric, Quantity, Reduction, SignedSum
+from lit_xai.metrics.imputation import LinearImputation
+from lit_xai.metrics.looks import Curves, Ranks, area, first, last, levels, ranks_of, seen
+from lit_xai.metrics.removal import Blur, Constant, Removal
+from lit_xai.metrics.shared import finite_only
+from lit_xai.types import Images, Labels, Scores, require, require_at_least
 
 BLACK = Constant(0.0)
 BLURRED = Blur()
+IMPUTED = LinearImputation()
 SIGNED = SignedSum()
-
-
-def pixel_ranks(saliency: Saliency, keys: Keys) -> Ranks:
-    """Rank of each pixel by falling saliency, 0 first; equal pixels in a random order of the sample's own.
-
-    Args:
-        saliency: One number per pixel.
-        keys: One random key per image.
-    """
-    values = saliency.flatten(1)
-    shuffled = randomness.uniform(keys, 0, values.shape[1:], torch.float64).argsort(dim=1)
-    sorted_ = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
-    order = shuffled.gather(1, sorted_)
-    positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(1, order, positions).reshape(saliency.shape)
+TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def removal_curves(
@@ -134,7 +32,7 @@ def removal_curves(
     start: Removal,
     steps: int,
     chunk: int,
-) -> tuple[Float[Tensor, " points"], Curves, Curves]:
+) -> tuple[Float[Tensor, " look"], Curves, Curves]:
     """Probability of the target while the pixels ranked first are removed, and while they are revealed.
 
     x_k = b where rank < k, else x (deletion); x where rank < k, else b' (insertion). Costs 2 steps + 1
@@ -154,38 +52,112 @@ def removal_curves(
         Share of pixels at each point, the deletion curve and the insertion curve.
     """
     pixels = math.prod(inputs.shape[2:])
-    steps = min(steps, pixels)
-    counts = torch.tensor([round(pixels * step / steps) for step in range(steps + 1)], device=inputs.device)
-    # One row per look: deletion 0..steps, then insertion 0..steps-1, whose last point is deletion's first.
-    first = torch.stack([removal(inputs), inputs])  # what stands where rank < k, by game
-    other = torch.stack([inputs, start(inputs)])
-    level = torch.cat([counts, counts[:-1]])
-    game = torch.arange(len(level), device=inputs.device) // (steps + 1)
-    probabilities = []
-    with torch.no_grad():
-        for rows in torch.split(torch.arange(len(inputs) * len(level), device=inputs.device), chunk):
-            image, look = rows // len(level), rows % len(level)
-            reached = (ranks[image] < level[look, None, None])[:, None]
-            mixed = torch.where(reached, first[game[look], image], other[game[look], image])
-            seen = model(mixed).softmax(dim=1)
-            probabilities.append(seen.gather(1, target[image, None])[:, 0])
-    curves = torch.cat(probabilities).reshape(len(inputs), len(level))
-    insertion = torch.cat([curves[:, steps + 1 :], curves[:, :1]], dim=1)
-    return counts.to(inputs.dtype) / pixels, curves[:, : steps + 1], insertion
+    counts = levels(pixels, steps)
+    with remembering():  # the unharmed image
+        down = seen(model, inputs, target, ranks, pixels, first(counts), removal, chunk)
+        up = seen(model, inputs, target, ranks, pixels, [(count, pixels) for count in counts], start, chunk)
+    return inputs.new_tensor(counts) / pixels, down["probability"], up["probability"]
 
 
-def area(shares: Float[Tensor, " points"], curves: Curves) -> Scores:
-    """Area under each curve by the trapezoid rule, over the share of pixels in [0, 1]."""
-    return torch.trapezoid(curves, shares, dim=1)
+def gain_curves(
+    model: nn.Module,
+    inputs: Images,
+    target: Labels,
+    ranks: Ranks,
+    removal: Removal,
+    steps: int,
+    chunk: int,
+) -> tuple[Float[Tensor, " look"], Curves, Curves]:
+    """Probability of the target while the pixels ranked first are removed, and while those ranked last are.
+
+    Costs 2 steps forward passes: both curves start at the unharmed image, and end where all is gone.
+
+    Args:
+        model: The network.
+        inputs: Pixels.
+        target: The class whose probability is followed.
+        ranks: 0 for the pixel that matters most.
+        removal: What is put in place of a pixel.
+        steps: Steps from all to nothing; at most one per pixel is made.
+        chunk: Images that pass the model at once.
+
+    Returns:
+        Share of pixels at each point, the curve of most and that of least relevant first.
+    """
+    pixels = math.prod(inputs.shape[2:])
+    counts = levels(pixels, steps)
+    looks = first(counts) + last(counts, pixels)
+    both = seen(model, inputs, target, ranks, pixels, looks, removal, chunk)["probability"]
+    most, least = both.tensor_split(2, dim=1)
+    return inputs.new_tensor(counts) / pixels, most, least
 
 
-class Perturbation(Metric):
+def decisions(
+    model: nn.Module,
+    inputs: Images,
+    target: Labels,
+    ranks: Ranks,
+    removal: Removal,
+    shares: tuple[float, ...],
+    chunk: int,
+) -> tuple[Curves, Curves]:
+    """Whether the model still decides for the target, 1 or 0, without a share of the pixels.
+
+    Costs 2 forward passes for each share.
+
+    Args:
+        model: The network.
+        inputs: Pixels.
+        target: The class that is looked for.
+        ranks: 0 for the pixel that matters most.
+        removal: What is put in place of a pixel.
+        shares: Shares of the pixels that are gone, in (0, 1).
+        chunk: Images that pass the model at once.
+
+    Returns:
+        Without those ranked first, and without those ranked last, by share.
+    """
+    pixels = math.prod(inputs.shape[2:])
+    counts = [round(pixels * share) for share in shares]
+    looks = first(counts) + last(counts, pixels)
+    both = seen(model, inputs, target, ranks, pixels, looks, removal, chunk)["decided"]
+    most, least = both.tensor_split(2, dim=1)
+    return most, least
+
+
+class Removing(Metric, abc.ABC):
+    """A metric that removes pixels in the order of a map and asks the model what it says of the rest.
+
+    A pixel goes with all its channels. Ties are broken at random, per sample, the same way in all epochs. A
+    map that is not finite has no score; one that is zero is ranked at random.
+    """
+
+    def __init__(self, removal: Removal, reduction: Reduction, chunk: int) -> None:
+        require_at_least(1, chunk=chunk)
+        super().__init__()
+        self.removal, self.reduction, self.chunk = removal, reduction, chunk
+
+    def check(self, name: str, facts: Facts) -> None:
+        super().check(name, facts)
+        for removal in self.operators:
+            require(
+                removal.channels in (None, facts.shape[0]),
+                f"`{name}` removes pixels by {removal}, and images have {facts.shape[0]} channels: give as "
+                "many values, or a single one.",
+            )
+
+    @property
+    def operators(self) -> tuple[Removal, ...]:
+        """All that it removes pixels by."""
+        return (self.removal,)
+
+
+class Perturbation(Removing):
     """Deletion and insertion: the target's mean probability while a map's first pixels go, or come.
 
     deletion = int_0^1 p_c(x with the first share s removed) ds; insertion = int_0^1 p_c(blurred x with the
     first share s revealed) ds; difference = insertion - deletion. All three come from one ranking and one
-    look at the unharmed image. A pixel goes with all its channels. Ties are broken at random, per sample.
-    A map that is not finite has no score; one that is zero is ranked at random.
+    look at the unharmed image.
 
     The values follow a model's confidence: read them beside those of a random map (`RandomMap`).
 
@@ -218,25 +190,131 @@ class Perturbation(Metric):
         reduction: Reduction = SIGNED,
         chunk: int = 64,
     ) -> None:
-        require_at_least(1, steps=steps, chunk=chunk)
-        super().__init__()
-        self.steps, self.removal, self.start = steps, removal, start
-        self.reduction, self.chunk = reduction, chunk
+        require_at_least(1, steps=steps)
+        super().__init__(removal, reduction, chunk)
+        self.steps, self.start = steps, start
+
+    @property
+    def operators(self) -> tuple[Removal, ...]:
+        return self.removal, self.start
 
     def score(
         self, model: nn.Module, inputs: Images, target: Labels, attributions: Images
     ) -> dict[str, Scores]:
-        ranks = pixel_ranks(self.reduction(attributions), randomness.keys(inputs, "ties"))
+        ranks = ranks_of(attributions, self.reduction, model, inputs, target)
         shares, down, up = removal_curves(
             model, inputs, target, ranks, self.removal, self.start, self.steps, self.chunk
         )
-        finite = attributions.flatten(1).isfinite().all(dim=1)
-        deletion = area(shares, down).where(finite, math.nan)
-        insertion = area(shares, up).where(finite, math.nan)
+        deletion = finite_only(area(shares, down), attributions)
+        insertion = finite_only(area(shares, up), attributions)
         return {"deletion": deletion, "insertion": insertion, "difference": insertion - deletion}
 
 
-def _mirror(size: int, radius: int, device: torch.device) -> Int[Tensor, " pixel"]:
-    """Positions of a row that is mirrored at both ends, edges repeated, as often as the radius asks for."""
-    lap = torch.arange(-radius, size + radius, device=device) % (2 * size)
-    return torch.minimum(lap, 2 * size - 1 - lap)
+class SRG(Removing):
+    """Symmetric relevance gain, or area between perturbation curves (ABPC): what the ranking is worth.
+
+    gain = int_0^1 p_c(x without the share s ranked last) - p_c(x without the share s ranked first) ds
+
+    `most` and `least` are the two areas: least relevant pixels first should leave the class, most relevant
+    first should take it away. Both ask the operator for the same shares, so most of what the operator itself
+    does to the model cancels. A map that says nothing has gain 0 in expectation; -A has the gain of A with
+    the other sign, where no values are equal. `relative` is the gain over p_c(x), summed up by its median:
+    between models of different confidence it compares better.
+
+    Args:
+        steps: Steps from the whole image to nothing, at least 1; costs 2 `steps` forward passes, of which two
+            are shared by all maps.
+        removal: What is put in place of a pixel.
+        reduction: Reads a map as one number per pixel.
+        chunk: Images that pass the model at once, at least 1.
+
+    Raises:
+        ValueError: `steps` or `chunk` is below 1.
+
+    Source: Blücher, Vielhaben and Strodthoff 2024, arXiv 2401.06654 (symmetric relevance gain).
+    Deviates: trapezoids over the share of pixels; `relative`.
+    """
+
+    quantities: ClassVar = {
+        "gain": Quantity("higher", (-1.0, 1.0)),
+        "relative": Quantity("higher", median=True),
+        "most": Quantity("lower", (0.0, 1.0)),
+        "least": Quantity("higher", (0.0, 1.0)),
+    }
+
+    def __init__(
+        self,
+        steps: int = 20,
+        removal: Removal = IMPUTED,
+        reduction: Reduction = SIGNED,
+        chunk: int = 64,
+    ) -> None:
+        require_at_least(1, steps=steps)
+        super().__init__(removal, reduction, chunk)
+        self.steps = steps
+
+    def score(
+        self, model: nn.Module, inputs: Images, target: Labels, attributions: Images
+    ) -> dict[str, Scores]:
+        ranks = ranks_of(attributions, self.reduction, model, inputs, target)
+        shares, first_gone, last_gone = gain_curves(
+            model, inputs, target, ranks, self.removal, self.steps, self.chunk
+        )
+        most, least = (finite_only(area(shares, curve), attributions) for curve in (first_gone, last_gone))
+        gain, clean = least - most, first_gone[:, 0]
+        relative = (gain / clean).where(clean > 0, math.nan)
+        return {"gain": gain, "relative": relative, "most": most, "least": least}
+
+
+class ROAD(Removing):
+    """Remove and debias: accuracy that is left when shares of the pixels are imputed from the others.
+
+    most, least = mean over `shares` of 1[argmax z(x without the share s ranked first, or last) = c]
+    difference  = least - most
+
+    One sample has one of few values: it takes hundreds of images to tell two methods apart. Coarse, blurry
+    maps do well whatever they know (arXiv 2304.13836).
+
+    Args:
+        shares: Shares of the pixels that are gone, in (0, 1), rising; costs 2 forward passes for each, none
+            for those that an `SRG` with the same operator looks at too.
+        removal: What is put in place of a pixel.
+        reduction: Reads a map as one number per pixel.
+        chunk: Images that pass the model at once, at least 1.
+
+    Raises:
+        ValueError: `shares` are none, not rising or outside (0, 1), or `chunk` is below 1.
+
+    Source: Rong et al. 2022, arXiv 2202.00449.
+    Deviates: both orders and their difference, averaged over the shares.
+    """
+
+    quantities: ClassVar = {
+        "difference": Quantity("higher", (-1.0, 1.0)),
+        "most": Quantity("lower", (0.0, 1.0)),
+        "least": Quantity("higher", (0.0, 1.0)),
+    }
+
+    def __init__(
+        self,
+        shares: tuple[float, ...] = TENTHS,
+        removal: Removal = IMPUTED,
+        reduction: Reduction = SIGNED,
+        chunk: int = 64,
+    ) -> None:
+        super().__init__(removal, reduction, chunk)
+        self.shares = tuple(shares)
+        require(len(self.shares) > 0, "`shares` must hold at least one share of the pixels, got none.")
+        bounds = (0.0, *self.shares, 1.0)
+        require(
+            all(low < high for low, high in itertools.pairwise(bounds)),
+            f"`shares` must rise and lie in (0, 1), got {self.shares}.",
+        )
+
+    def score(
+        self, model: nn.Module, inputs: Images, target: Labels, attributions: Images
+    ) -> dict[str, Scores]:
+        ranks = ranks_of(attributions, self.reduction, model, inputs, target)
+        curves = decisions(model, inputs, target, ranks, self.removal, self.shares, self.chunk)
+        most, least = (finite_only(curve.mean(dim=1), attributions) for curve in curves)
+        return {"difference": least - most, "most": most, "least": least}

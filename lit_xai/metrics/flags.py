@@ -5,16 +5,38 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from lit_xai.attacks.losses import holds
 from lit_xai.attributions.base import Attribution, Conserving
 from lit_xai.attributions.boundary import OnBoundary
 from lit_xai.attributions.flux import NegativeFlux
-from lit_xai.metrics.base import Metric, Quantity
+from lit_xai.metrics.base import Metric, Quantity, Saliency, SignedSum
+from lit_xai.metrics.shared import clean_logits, finite_only
 from lit_xai.types import Images, Labels, Scores
+
+SIGNED = SignedSum()
+
+
+def tied(saliency: Saliency) -> Scores:
+    """Share of the pixels that have the value of another pixel: a ranking of these is made up.
+
+    #{i: a_i = a_j for some j != i} / n; NaN for a map that is not finite.
+
+    Args:
+        saliency: One number per pixel.
+    """
+    values = saliency.flatten(1).sort(dim=1).values
+    same = values[:, 1:] == values[:, :-1]
+    shared = F.pad(same, (1, 0)) | F.pad(same, (0, 1))
+    return finite_only(shared.to(values.dtype).mean(dim=1), saliency)
 
 
 class Flags(Metric):
-    """Share of maps that are zero everywhere, and share of those with a value that is not finite.
+    """Share of maps that are zero everywhere, of those with a value that is not finite, and of tied pixels.
+
+    A pixel is tied if its value, summed over channels, is that of another pixel of the map: metrics that rank
+    pixels put them in an order that the map does not have.
 
     Source: by definition.
     """
@@ -22,12 +44,28 @@ class Flags(Metric):
     quantities: ClassVar = {
         "zero": Quantity("lower", (0.0, 1.0)),
         "nonfinite": Quantity("lower", (0.0, 1.0)),
+        "ties": Quantity("lower", (0.0, 1.0)),
     }
 
     def score(self, attributions: Images) -> dict[str, Scores]:
         values = attributions.flatten(1)
         flags = {"zero": (values == 0).all(dim=1), "nonfinite": ~values.isfinite().all(dim=1)}
-        return {name: flag.to(values.dtype) for name, flag in flags.items()}
+        shares = {name: flag.to(values.dtype) for name, flag in flags.items()}
+        return shares | {"ties": tied(SIGNED(attributions))}
+
+
+class Misclassified(Metric):
+    """Share of images whose prediction is not the target: their maps explain what the model does not say.
+
+    Logits that are not finite predict nothing.
+
+    Source: by definition.
+    """
+
+    quantities: ClassVar = {"": Quantity("lower", (0.0, 1.0))}
+
+    def score(self, model: nn.Module, inputs: Images, target: Labels) -> Scores:
+        return (~holds(clean_logits(model, inputs, target), target)).to(inputs.dtype)
 
 
 class Missing(Metric):

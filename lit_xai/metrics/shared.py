@@ -22,9 +22,10 @@ def passed(model: nn.Module, images: Images, chunk: int) -> Logits:
         return torch.cat([model(part).to(images.dtype) for part in torch.split(images, chunk)])
 
 
-def clean_logits(model: nn.Module, inputs: Images, target: Labels) -> Logits:
-    """Logits of the images as they are."""
-    return once("clean logits", model, inputs, target, partial(passed, model, inputs, max(1, len(inputs))))
+def clean_logits(model: nn.Module, inputs: Images, target: Labels, chunk: int | None = None) -> Logits:
+    """Logits of the images as they are, at most `chunk` of them in the model at once; all, where not set."""
+    chunk = max(1, len(inputs)) if chunk is None else chunk
+    return once("clean logits", model, inputs, target, partial(passed, model, inputs, chunk))
 
 
 def maps_of(attribution: Attribution, model: nn.Module, inputs: Images, target: Labels) -> Images:

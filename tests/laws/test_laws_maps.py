@@ -10,6 +10,9 @@ from subjects import Recorder, linear_case, tiny_net, unchanged
 from torch import Tensor, nn
 
 from lit_xai import attacks, attributions, metrics, randomness
+from lit_xai.attributions.base import Conserving
+from lit_xai.metrics import Residual
+from lit_xai.observe import explain
 
 every_row = pytest.mark.parametrize("row", ATTRIBUTIONS + ATTACKS, ids=str)
 chunked_row = pytest.mark.parametrize(
@@ -239,3 +242,23 @@ def test_closed_form_on_the_linear_classifier(row: Row, grad):
     expected = row.linear(case.weight, case.bias, case.inputs, case.target)
     torch.testing.assert_close(maps, expected, rtol=0, atol=row.tolerance)
     assert expected.abs().max() > 100 * row.tolerance
+
+
+CONSERVING = [row for row in ATTRIBUTIONS if isinstance(row.instance, Conserving)]
+
+
+@pytest.mark.parametrize("row", CONSERVING, ids=str)
+def test_what_a_map_adds_up_to_is_the_same_beside_the_map(row: Row):
+    """Within one look, map and total share their work, and neither takes the other for itself."""
+    net, inputs = tiny_net(nn.ReLU, torch.float64), torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    target, ids = net(inputs).argmax(1), torch.arange(3)
+    with randomness.keyed(0, ids):
+        alone = Residual().named(
+            model=net,
+            inputs=inputs,
+            target=target,
+            attribution=row.instance,
+            attributions=row.instance(net, inputs, target),
+        )[""]
+    seen = explain(net, inputs, target, {"it": row.instance}, {"residual": Residual()}, 0, ids)
+    torch.testing.assert_close(seen.scores["it"]["residual"][""], alone)

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from rows import METRICS, Row
-from subjects import Recorder, tiny_net, unchanged
+from subjects import Recorder, pooled_net, tiny_net, unchanged
 from torch import nn
 
 from lit_xai import attacks, attributions, metrics, randomness
 from lit_xai.attributions import BoundarySaliency, IntegratedGradients, NegativeFlux, Saliency
-from lit_xai.metrics import Companions
+from lit_xai.metrics import Companions, Facts
 
 every_row = pytest.mark.parametrize("row", METRICS, ids=str)
 IDS = torch.tensor([7, 3, 11, 0, 5])
@@ -20,9 +20,18 @@ IDS = torch.tensor([7, 3, 11, 0, 5])
 EXPLAINED = (Saliency(), BoundarySaliency(), IntegratedGradients(steps=3), NegativeFlux(points=2, steps=1))
 
 
+def accepted(metric, net):
+    """Whether a metric takes a network: some want one that sees images of any size."""
+    try:
+        metric.check("it", Facts(net, (2, 8, 8), 4, 64, 4, masks=True, device=torch.device("cpu")))
+    except ValueError:
+        return False
+    return True
+
+
 def everything(metric, dtype=torch.float64):
     """All that the vocabulary has, for five images."""
-    net = tiny_net(nn.ReLU, dtype)
+    net = next(net for net in (tiny_net(nn.ReLU, dtype), pooled_net(dtype)) if accepted(metric, net))
     inputs = torch.rand(5, 2, 8, 8, dtype=dtype)
     target = net(inputs).argmax(1)
     attribution = next(method for method in EXPLAINED if metric.applies(method))
@@ -34,7 +43,9 @@ def everything(metric, dtype=torch.float64):
         "attributions": attribution(net, inputs, target),
         "mask": torch.rand(5, 8, 8) > 0.5,
         "companions": Companions(
-            torch.rand(5, 8, 2, 8, 8, dtype=dtype), torch.randint(4, (5, 8)), torch.randint(100, 110, (5, 8))
+            torch.rand(5, 8, 2, 8, 8, dtype=dtype),
+            (target[:, None] + torch.arange(1, 9)) % 4,
+            torch.randint(100, 110, (5, 8)),
         ),
         "previous": torch.randn(5, 8, 8, dtype=dtype),
     }

@@ -18,7 +18,6 @@ from lit_xai.metrics import (
     Closeness,
     Flags,
     Gini,
-    Metric,
     Missing,
     Perturbation,
     Quantity,
@@ -61,18 +60,6 @@ def scored(metric, given, rows=None):
     part = {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     with randomness.keyed(1, IDS[rows]):
         return metric.named(**part)
-
-
-def test_every_metric_is_here():
-    concrete = {value for value in vars(metrics).values() if inspect.isclass(value)}
-    concrete = {value for value in concrete if issubclass(value, Metric) and not inspect.isabstract(value)}
-    of_one_kind_of_map = {metrics.Accepted, metrics.Residual, metrics.Manipulability}  # files of their own
-    of_the_gradient = {
-        metrics.GradientAlignment,
-        metrics.GradientMasking,
-        metrics.RobustnessCurve,
-    }  # the file on signs
-    assert {type(metric) for metric in SHELLS} | of_one_kind_of_map | of_the_gradient == concrete
 
 
 @every_shell
@@ -186,7 +173,7 @@ def test_explain_scores_each_map_with_what_applies(given):
     shells |= {"flag/missing": Missing(), "clean": CleanAccuracy()}
     keys = explain(net, inputs, target, methods, shells, 0).flat().keys()
     per_map = {"perturbation/deletion", "perturbation/insertion", "perturbation/difference", "gini"}
-    per_map |= {"flag/zero", "flag/nonfinite"}
+    per_map |= {"flag/zero", "flag/nonfinite", "flag/ties"}
     assert keys == {"robust/clean/accuracy"} | {
         f"explain/{name}/{key}" for name in methods for key in per_map
     }

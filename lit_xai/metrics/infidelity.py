@@ -1,0 +1,210 @@
+"""Infidelity: how badly a map foretells what random disturbances of the image do to the class."""
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_xai import randomness
+from lit_xai.attributions.baselines import Baseline, FlatImage, settled
+from lit_xai.attributions.packing import Rows
+from lit_xai.attributions.path import begun
+from lit_xai.memory import once
+from lit_xai.metrics.answers import Answers, answers, dealt, everyone, told_apart
+from lit_xai.metrics.base import Metric, Quantity
+from lit_xai.metrics.shared import finite_only
+from lit_xai.types import Images, Labels, Scores, require_at_least, require_positive
+
+Weights = Float[Tensor, "row #channel height width"]
+# By the numbers of image and view, 0 for the image as it is: what is seen, and the weights I of the map.
+Disturbed = Callable[[Rows, Rows], tuple[Images, Weights]]
+
+
+class Disturbance(abc.ABC):
+    """What is done to an image at random. Concrete disturbances are final frozen dataclasses."""
+
+    @abc.abstractmethod
+    def __call__(self, inputs: Images, samples: int) -> Disturbed:
+        """Return the views of each image: 0 shows it as it is, those from 1 to `samples` are drawn."""
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Disturbance):
+    """Noise on all pixels: x' = clip(x - sigma e, 0, 1), e ~ N(0, I); the map is read as a slope, I = x - x'.
+
+    Args:
+        sigma: Standard deviation of the noise, in pixel units; greater than 0.
+
+    Raises:
+        ValueError: `sigma` is not above 0.
+
+    Source: Yeh et al. 2019, arXiv 1901.09392, section 2.3 (noisy baseline), sigma 0.2 as released by them.
+    Deviates: pixels are kept in [0, 1].
+    """
+
+    sigma: float = 0.2
+
+    def __post_init__(self) -> None:
+        require_positive(sigma=self.sigma)
+
+    def __call__(self, inputs: Images, samples: int) -> Disturbed:
+        channels, pixels = inputs.shape[1], math.prod(inputs.shape[2:])
+        table = randomness.normal(everyone(inputs), 0, (samples, channels, pixels), inputs.dtype)[0]
+        noise, places = F.pad(self.sigma * table, (0, 0, 0, 0, 1, 0)), dealt(inputs)[:, None]
+
+        def disturbed(image: Rows, number: Rows) -> tuple[Images, Weights]:
+            before = inputs.index_select(0, image)
+            place = places.index_select(0, image).expand(-1, channels, -1)
+            after = (before - noise[number].gather(2, place).view_as(before)).clamp_(0, 1)
+            return after, before - after
+
+        return disturbed
+
+
+@dataclass(frozen=True)
+class RandomSquares(Disturbance):
+    """One square at b, of random side and place: the map is read as shares of the logit, I = 1 in the square.
+
+    It suits maps in units of the logit, such as gradient times input.
+
+    Args:
+        largest: Longest side of a square in pixels, at least 1; no longer than the image is.
+        baseline: What is seen in the square: the pixel value of a flat image, in [0, 1], 0 being black; or a
+            `Baseline`, of which one image is drawn per image scored.
+
+    Raises:
+        ValueError: An argument lies outside its range.
+
+    Source: Yeh et al. 2019, arXiv 1901.09392, section 2.3 (square removal).
+    """
+
+    largest: int = 10
+    baseline: float | Baseline = field(default_factory=FlatImage)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "baseline", settled(self.baseline))
+        require_at_least(1, largest=self.largest)
+
+    def __call__(self, inputs: Images, samples: int) -> Disturbed:
+        height, width = inputs.shape[2:]
+        draws = randomness.uniform(randomness.keys(inputs, "squares"), 0, (3, samples), torch.float64)
+        sides = 1 + (draws[:, 0] * min(self.largest, height, width)).long()
+        tops = (draws[:, 1] * (height - sides + 1)).long()
+        lefts = (draws[:, 2] * (width - sides + 1)).long()
+        rows, columns = (torch.arange(size, device=inputs.device) for size in (height, width))
+        drawn = F.pad(torch.stack([sides, tops, lefts], dim=2), (0, 0, 1, 0))
+        start = begun(self.baseline, inputs)
+
+        def disturbed(image: Rows, number: Rows) -> tuple[Images, Weights]:
+            side, top, left = drawn[image, number][:, :, None].unbind(1)
+            down, across = (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)
+            inside = down[:, None, :, None] & across[:, None, None, :]
+            hidden, shown = start.index_select(0, image), inputs.index_select(0, image)
+            return torch.where(inside, hidden, shown), inside.to(inputs.dtype)
+
+        return disturbed
+
+
+NOISE = GaussianNoise()
+
+
+def fallen(
+    model: nn.Module, inputs: Images, target: Labels, disturbed: Disturbed, samples: int, chunk: int
+) -> Answers:
+    """What each disturbance takes from the logit, f(x) - f(x'); NaN where that is no more than rounding.
+
+    One forward pass per disturbance, and one without any.
+    """
+    logits = answers(model, target, lambda *rows: disturbed(*rows)[0], samples + 1, chunk)
+    logits = told_apart(logits, logits.abs().amax(1), inputs.dtype)
+    return logits[:, :1] - logits[:, 1:]
+
+
+def claims(attributions: Images, disturbed: Disturbed, samples: int, chunk: int) -> Answers:
+    """What a map says that each disturbance takes from the logit, <I, A>, in double precision."""
+    size = attributions.abs().amax((1, 2, 3), keepdim=True)
+    size = size.where(size != 0, 1)
+    maps, sums = attributions / size, []  # of a size that loses no digits in single precision
+    for rows in torch.split(torch.arange(len(maps) * samples, device=maps.device), chunk):
+        image = rows // samples
+        _, weights = disturbed(image, 1 + rows % samples)
+        sums.append((weights * maps.index_select(0, image)).sum((1, 2, 3), dtype=torch.float64))
+    return torch.cat(sums).reshape(len(maps), samples) * size[:, 0, 0].double()
+
+
+def infidelity(claimed: Answers, lost: Answers) -> dict[str, Scores]:
+    """Squared error of what a map claims about what was lost: normalised, as it is, and rescaled.
+
+    ninf = 1 - E[u d]^2 / (E[u^2] E[d^2]);    E[(u - d)^2];    min over b of E[(b u - d)^2] = ninf E[d^2]
+
+    ninf is computed as the part of d that is at right angles to u, so that none of its digits cancel. It and
+    the rescaled error are NaN where all u are 0.
+
+    Args:
+        claimed: u, what the map says is lost.
+        lost: d, what is lost.
+    """
+    one, other = (rows / rows.abs().amax(1, keepdim=True) for rows in (claimed, lost))
+    one, other = (rows / rows.norm(dim=1, keepdim=True) for rows in (one, other))
+    apart = other - (one * other).sum(1, keepdim=True) * one
+    ninf = apart.square().sum(1).clamp(max=1)
+    mean = lost.square().mean(1)
+    return {"ninf": ninf, "infidelity": (claimed - lost).square().mean(1), "rescaled": ninf * mean}
+
+
+class Infidelity(Metric):
+    """How badly a map foretells what random disturbances take from the logit.
+
+    u = <I, A>, d = f(x) - f(x'):    ninf = 1 - E[u d]^2 / (E[u^2] E[d^2])
+
+    * ninf: in [0, 1], whatever the scale of map and logits: 0 for the gradient of a linear model, near 1 for
+      a map that knows nothing. The number to compare over epochs and models;
+    * infidelity: E[(u - d)^2], which grows with the square of both scales;
+    * rescaled: the same after the best rescaling of the map, ninf E[d^2].
+
+    What is lost does not depend on the map: it is computed once for all methods that are scored together.
+    Disturbances are those of the image, the same in each epoch; each is made to the unharmed image.
+
+    Args:
+        disturbance: What is done to the image. `GaussianNoise` suits gradients, `RandomSquares` maps in units
+            of the logit.
+        samples: Disturbances K per image, at least 2; costs K + 1 forward passes for all methods together.
+        chunk: Images that pass the model at once, at least 1.
+
+    Raises:
+        ValueError: `samples` is below 2 or `chunk` below 1.
+
+    Source: Yeh et al. 2019, arXiv 1901.09392, definition 2.1 (infidelity); its optimal rescaling as released
+        by them.
+    Deviates: ninf divides by what no map at all would get, E[d^2].
+    """
+
+    quantities: ClassVar = {
+        "ninf": Quantity("lower", (0.0, 1.0)),
+        "infidelity": Quantity("lower", (0.0, math.inf)),
+        "rescaled": Quantity("lower", (0.0, math.inf)),
+    }
+
+    def __init__(self, disturbance: Disturbance = NOISE, samples: int = 50, chunk: int = 64) -> None:
+        require_at_least(2, samples=samples)
+        require_at_least(1, chunk=chunk)
+        super().__init__()
+        self.disturbance, self.samples, self.chunk = disturbance, samples, chunk
+
+    def score(
+        self, model: nn.Module, inputs: Images, target: Labels, attributions: Images
+    ) -> dict[str, Scores]:
+        def disturb() -> tuple[Disturbed, Answers]:
+            made = self.disturbance(inputs, self.samples)
+            return made, fallen(model, inputs, target, made, self.samples, self.chunk)
+
+        question = ("infidelity", repr(self.disturbance), self.samples)
+        disturbed, lost = once(question, model, inputs, target, disturb)
+        scores = infidelity(claims(attributions, disturbed, self.samples, self.chunk), lost)
+        return {name: finite_only(column, attributions) for name, column in scores.items()}
