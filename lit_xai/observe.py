@@ -86,7 +86,8 @@ class Explanation:
             under the attribution `MODEL`.
         controls: The same for maps that know nothing of what they explain, by control and attribution; a
             control that is made of no method stands under `MODEL`.
-        failed: What went wrong, by attribution or `<attribution>/<metric>`; their scores are NaN.
+        failed: What went wrong, by attribution, `control/<control>[/<attribution>]`, or either followed by
+            `/<metric>`; their scores are NaN.
     """
 
     maps: dict[str, Images] = field(default_factory=dict)
@@ -113,6 +114,11 @@ def log_key(attribution: str, metric: str, quantity: str, control: str = "") -> 
     """
     head = ("control", control) if control else ("explain",) if attribution else ("robust",)
     return "/".join(part for part in (*head, attribution, metric, quantity) if part)
+
+
+def lead_key(attribution: str, metric: str, quantity: str) -> str:
+    """The name of a quantity's lead over the random map: `lead/<attribution>/<metric>[/<quantity>]`."""
+    return "/".join(part for part in ("lead", attribution, metric, quantity) if part)
 
 
 def explain(
@@ -155,6 +161,10 @@ def explain(
         # Tensors of inference mode cannot enter autograd: copies can.
         inputs, target = inputs.detach().clone(), target.clone()
         ids = torch.arange(len(inputs), device=inputs.device) if ids is None else ids.clone()
+        mask = None if mask is None else mask.clone()
+        if companions is not None:
+            others = (companions.images, companions.target, companions.ids)
+            companions = Companions(*(column.clone() for column in others))
         batch = {"model": model, "inputs": inputs, "target": target, "mask": mask, "companions": companions}
 
         def mapped(name: str, attribution: Attribution) -> Images:
@@ -185,14 +195,14 @@ def explain(
             seen.scores[MODEL] = scored(MODEL, own)
             for name, attribution in attributions.items():
                 maps = seen.maps[name] = mapped(name, attribution)
-                before = None if previous is None else previous.get(name)
+                before = (previous or {}).get(name, torch.full_like(inputs[:, 0], torch.nan)).clone()
                 given = {"attributions": maps, "attribution": attribution, "previous": before}
                 seen.scores[name] = scored(name, chosen(metrics, attribution), **given)
             for control, attribution, of in made(controls or {}, attributions, companions):
-                name = f"{control}/{of}" if of else control
-                given = {"attributions": mapped(name, attribution), "attribution": attribution}
-                table = seen.controls.setdefault(control, {})
-                table[of] = scored(name, chosen(metrics, attribution), **given)
+                name = "/".join(part for part in ("control", control, of) if part)
+                if names := chosen(metrics, attribution):
+                    given = {"attributions": mapped(name, attribution), "attribution": attribution}
+                    seen.controls.setdefault(control, {})[of] = scored(name, names, **given)
     return seen
 
 

@@ -259,7 +259,7 @@ def measured(trainer: L.Trainer, key: str) -> float | None:
     """What the validation that just ended says under a log key; None where its probe did not look."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Probe) and key in callback.quantities():
-            return callback.values[key] if callback.fresh else None
+            return callback.values.get(key) if callback.fresh else None
     logged = trainer.callback_metrics
     near = ", ".join(get_close_matches(key, logged, 5, cutoff=0))
     require(key in logged, f"`{key}` is followed, and validation does not log it; the nearest are {near}.")

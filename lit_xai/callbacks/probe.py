@@ -1,45 +1,29 @@
 """What every observing callback shares: a fixed probe of images, and scores gathered from all processes."""
 
 import abc
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from lit_xai.attributions.base import Attribution
-from lit_xai.metrics.base import Metric
-from lit_xai.observe import MODEL, about_model, explain, log_key, observing
-from lit_xai.types import Images, Labels, Masks, check_batch, require, require_at_least
-
-Table = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of the probe that one process looks at.
-
-    Args:
-        inputs: Pixels.
-        target: Labels.
-        ids: Positions in the data set.
-        mask: The object's pixels, where the data have them.
-        last_picture: Images up to this id are those whose maps are kept.
-    """
-
-    inputs: Images
-    target: Labels
-    ids: Labels
-    mask: Masks | None
-    last_picture: int
+from lit_xai.callbacks import record
+from lit_xai.callbacks.budget import Budget, Clock
+from lit_xai.callbacks.previous import Previous, summed
+from lit_xai.callbacks.record import Column, scores
+from lit_xai.callbacks.record import Table as Table
+from lit_xai.callbacks.share import Share, everyone, read, rounds
+from lit_xai.metrics.base import Facts, Metric
+from lit_xai.metrics.controls import OtherImage
+from lit_xai.observe import chosen, explain, observing
+from lit_xai.types import require, require_at_least
 
 
 class Probe(L.Callback, abc.ABC):
@@ -49,7 +33,7 @@ class Probe(L.Callback, abc.ABC):
     draws inside attributions and metrics belong to (seed, image): they are the same in each epoch, so that
     epochs differ by the weights alone, and do not depend on batch size or number of processes. The scores
     of all processes are brought together and sorted by image before they are averaged: one process and
-    many report the same numbers.
+    many report the same numbers. What could not be scored is refused before the first epoch.
 
     Args:
         attributions: Methods by name.
@@ -59,7 +43,11 @@ class Probe(L.Callback, abc.ABC):
         every_n_epochs: Look after each n-th epoch, and always after the first and the last.
         seed: Chooses the images and fixes all draws.
         target: The class to explain: the image's label, or what the model predicts.
-        pictures: Images of the probe, the first ones, whose maps are kept.
+        pictures: Images of the probe, the first ones of its random order, whose maps are kept.
+        controls: Maps that know nothing, by name, scored beside the others.
+        control_samples: Images on which they are scored, the first ones; None for all.
+        budget: Keeps looking within a share of the training time.
+        on_error: What to do where a method or a metric fails: end the run, or go on without its scores.
     """
 
     def __init__(
@@ -72,15 +60,27 @@ class Probe(L.Callback, abc.ABC):
         seed: int,
         target: Literal["label", "prediction"],
         pictures: int = 0,
+        *,
+        controls: Mapping[str, Attribution] | None = None,
+        control_samples: int | None = None,
+        budget: Budget | None = None,
+        on_error: Literal["flag", "raise"] = "raise",
     ) -> None:
         require_at_least(1, samples=samples, batch_size=batch_size, every_n_epochs=every_n_epochs)
         self.attributions, self.metrics = dict(attributions), dict(metrics)
         self.samples, self.batch_size = samples, batch_size
         self.every_n_epochs, self.seed, self.target = every_n_epochs, seed, target
         self.pictures = pictures
+        self.controls = dict(controls or {})
+        self.control_samples = samples if control_samples is None else control_samples
+        self.budget, self.on_error = budget, on_error
         self.values: dict[str, float] = {}
         self.fresh = False  # whether `values` are of the validation that has just ended
+        self.failed: dict[str, str] = {}  # what went wrong first, by the name of what failed
+        self.looked_at = 0  # images of the last look
+        self._clock = Clock()
         self._looked = False
+        self._previous = Previous()
         self._share: Share | None = None
 
     @abc.abstractmethod
@@ -89,22 +89,17 @@ class Probe(L.Callback, abc.ABC):
 
         Args:
             trainer: Knows epoch, rank and run.
-            table: Scores by log key, one row per image of the probe, and their `ids`.
+            table: One row per image of the probe: its `ids, target, prediction, probability, correct`,
+                whether it was `controlled`, and scores by log key.
             pictures: The first `pictures` images: `ids, inputs, target, prediction`, `maps/<attribution>`.
         """
 
     def quantities(self) -> dict[str, dict[str, Any]]:
         """Facts about every number that will be logged, by log key."""
-        return {
-            log_key(attribution, metric, name): {
-                "better": quantity.better,
-                "low": _finite(quantity.bounds[0]),
-                "high": _finite(quantity.bounds[1]),
-                "median": quantity.median,
-            }
-            for attribution, metric in self._pairs()
-            for name, quantity in self.metrics[metric].quantities.items()
-        }
+        listed = self._columns()
+        leads = record.leading(listed)
+        said = {column.key: column.described() for column in listed}
+        return said | {one.lead: record.described("lead", "higher", median=one.facts.median) for one in leads}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Each verb has its own images, and its own first look.
@@ -120,86 +115,196 @@ class Probe(L.Callback, abc.ABC):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         refuse_sharded(trainer)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.val_dataloaders is not None and self._active():
+            self.share(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock.start()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock.stop()
+        if not fitting(trainer) and self._active():
+            self.share(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock.start()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_validation_start(trainer, pl_module)
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not (self.attributions or self.quantities()):
+        if trainer.sanity_checking or not self._active():
             return
-        seconds = 0.0
-        self.fresh = self._due(trainer) or not self._looked
+        seconds, trained, name = 0.0, self._clock.seconds, type(self).__name__.lower()
+        self.fresh = self._due(trainer, self.every_n_epochs) or bool(self._due_metrics(trainer))
         if self.fresh:
             start = time.perf_counter()
+            self.looked_at = len(self.share(trainer, pl_module).labels)
+            budget = self.budget if fitting(trainer) else None
+            if budget is not None:
+                self.looked_at = budget.begin(trained, self.looked_at, pl_module.device)
             table, pictures = self._look(trainer, pl_module)
             self.values = self._averages(table)
             self.keep(trainer, table, pictures)
+            if budget is not None:
+                budget.end(pl_module.device)
             self._looked = True
             seconds = time.perf_counter() - start
             # An epoch that is not looked at logs nothing; the trainer keeps the values for its checkpoints.
             pl_module.log_dict(self.values)
-        pl_module.log(f"time/{type(self).__name__.lower()}", seconds)
+        pl_module.log(f"time/{name}", seconds)
+        if fitting(trainer):
+            pl_module.log(f"time/{name}_share", seconds / trained if trained else 0.0)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_validation_epoch_end(trainer, pl_module)
 
     def share(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Share:
-        """This process's part of the probe, read once."""
+        """This process's part of the probe, read and checked once."""
         if self._share is None:
-            self._share = _read(trainer, pl_module, self.samples, self.seed, self.pictures)
+            asked = any("companions" in metric.needs for metric in self.metrics.values())
+            asked = asked or any(isinstance(control, OtherImage) for control in self.controls.values())
+            share = read(trainer, pl_module, self.samples, self.seed, asked)
+            self._check(pl_module, share)
+            self._share = share
         return self._share
 
-    def _due(self, trainer: L.Trainer) -> bool:
-        epoch = trainer.current_epoch
-        last = trainer.max_epochs is not None and epoch == trainer.max_epochs - 1
-        return not fitting(trainer) or epoch % self.every_n_epochs == 0 or last
+    def ends(self, trainer: L.Trainer) -> bool:
+        """Whether this is the first validation of a run, or the last, or belongs to no run."""
+        if not fitting(trainer):
+            return True
+        every, epoch = trainer.check_val_every_n_epoch, trainer.current_epoch
+        first = not self._looked if every is None else epoch < every
+        return first or (trainer.max_epochs is not None and 0 < trainer.max_epochs <= epoch + (every or 1))
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        """Every (attribution, metric) that is scored; metrics of the model under `MODEL`."""
-        own = [(MODEL, name) for name, metric in self.metrics.items() if about_model(metric)]
-        return own + [
-            (name, key)
-            for name, attribution in self.attributions.items()
-            for key, metric in self.metrics.items()
-            if not about_model(metric) and metric.applies(attribution)
-        ]
+    def _active(self) -> bool:
+        return bool(self.attributions or self.quantities())
+
+    def _every(self, metric: str) -> int:
+        """The n of a metric that is scored after each n-th epoch."""
+        return self.every_n_epochs
+
+    def _due(self, trainer: L.Trainer, every: int) -> bool:
+        return trainer.current_epoch % every == 0 or self.ends(trainer)
+
+    def _due_metrics(self, trainer: L.Trainer) -> dict[str, Metric]:
+        return {name: one for name, one in self.metrics.items() if self._due(trainer, self._every(name))}
+
+    def _columns(
+        self,
+        attributions: Mapping[str, Attribution] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> list[Column]:
+        """Everything that is scored with these methods and metrics; with all of them by default."""
+        methods = self.attributions if attributions is None else attributions
+        listed = record.columns(methods, self.metrics if metrics is None else metrics, self.controls)
+        return listed + [record.failures(name) for name in methods if self.on_error == "flag"]
+
+    def _averages(self, table: Table) -> dict[str, float]:
+        return record.averages((column for column in self._columns() if column.key in table), table)
+
+    def _check(self, pl_module: Any, share: Share) -> None:
+        """Refuse what could not be scored, in one line."""
+        alone = [name for name, control in self.controls.items() if isinstance(control, OtherImage)]
+        require(
+            len(share.labels) > 1 or not alone,
+            f"the control `{(alone or [''])[0]}` needs another image, and the probe has 1: take more "
+            "`samples`, or leave the control out.",
+        )
+        with observing(pl_module.model, self.seed) as model:
+            count, labels = len(share.labels), len(set(share.labels.tolist()))
+            facts = Facts(
+                model, share.shape, pl_module.classes, count, labels, share.masked, pl_module.device
+            )
+            for name, metric in list(self.metrics.items()):
+                self._check_metric(name, metric, facts)
+
+    def _check_metric(self, name: str, metric: Metric, facts: Facts) -> None:
+        metric.check(name, facts)
 
     def _look(self, trainer: L.Trainer, pl_module: Any) -> tuple[Table, Table]:
         """Scores and pictures of the whole probe, sorted by id, on every process."""
-        share, model = self.share(trainer, pl_module), pl_module.model
+        share, metrics = self.share(trainer, pl_module), self._due_metrics(trainer)
+        whole = self._due(trainer, self.every_n_epochs)
+        attributions = {name: one for name, one in self.attributions.items() if whole or chosen(metrics, one)}
+        listed = self._columns(attributions, metrics)
+        compared = fitting(trainer) and any("previous" in metric.needs for metric in metrics.values())
+        accompanied = any("companions" in metric.needs for metric in metrics.values())
+        if compared:
+            self._previous.recall(trainer)
+        strict = self.on_error == "raise" and trainer.world_size == 1
+        budget = self.budget if fitting(trainer) else None
         tables: list[dict[str, Tensor]] = []
         pictures: list[dict[str, Tensor]] = []
-        for first in range(0, len(share.ids), self.batch_size):  # none, on a process without images
-            rows = slice(first, first + self.batch_size)
+        maps: list[dict[str, Tensor]] = []
+        failed: dict[str, str] = {}
+        model, device, total = pl_module.model, pl_module.device, self.looked_at or len(share.labels)
+        # As many rounds on every process, some of which may have no image in the last of them.
+        for start, stop in rounds(total, self.control_samples, self.batch_size * share.ranks):
             if trainer.received_sigterm and trainer.world_size == 1:
                 raise SIGTERMException  # a probe may take longer than the time that is left
+            rows = share.rows(start, stop)
             inputs, target, ids = share.inputs[rows], share.target[rows], share.ids[rows]
-            mask = None if share.mask is None else share.mask[rows]
-            with observing(model, self.seed), torch.no_grad():
-                prediction = model(inputs).argmax(1)
-            if self.target == "prediction":
-                target = prediction
-            seen = explain(model, inputs, target, self.attributions, self.metrics, self.seed, ids, mask)
-            tables.append({"ids": ids, **seen.flat()})
-            maps = {f"maps/{name}": value for name, value in seen.maps.items()}
-            shown = {"ids": ids, "inputs": inputs, "target": target, "prediction": prediction, **maps}
-            kept = ids <= share.last_picture
-            pictures.append({key: value[kept] for key, value in shown.items()})
+            if len(ids):
+                with observing(model, self.seed), torch.no_grad():
+                    logits = model(inputs)
+                prediction = logits.argmax(1)
+                correct = prediction == target
+                target = prediction if self.target == "prediction" else target
+                controlled = start < self.control_samples
+                seen = explain(
+                    model,
+                    inputs,
+                    target,
+                    attributions,
+                    metrics,
+                    self.seed,
+                    ids,
+                    None if share.mask is None else share.mask[rows],
+                    controls=self.controls if controlled else None,
+                    companions=share.companions(rows) if controlled or accompanied else None,
+                    previous=self._previous.of(ids, inputs) if compared else None,
+                    strict=strict,
+                )
+                shown = {"ids": ids, "target": target, "prediction": prediction}
+                facts = {
+                    "probability": logits.softmax(1).gather(1, target[:, None])[:, 0],
+                    "correct": correct,
+                    "controlled": torch.full_like(correct, controlled),
+                }
+                tables.append(shown | facts | scores(seen, listed))
+                shown |= {"inputs": inputs, **{f"maps/{name}": map_ for name, map_ in seen.maps.items()}}
+                few = share.rows(start, max(start, self.pictures))
+                pictures.append({key: value[: few.stop - few.start] for key, value in shown.items()})
+                failed = seen.failed | failed
+                if compared:
+                    maps.append(summed(ids, seen.maps))
+            if budget is not None and budget.over(stop, device):
+                self.looked_at = stop
+                break
+        self._report(trainer, failed)
+        if compared:
+            self._previous.remember(trainer, gather(maps))
         return gather(tables), gather(pictures)
 
-    def _averages(self, table: Table) -> dict[str, float]:
-        return {
-            key: float(quantity.average(torch.from_numpy(table[key])))
-            for attribution, metric in self._pairs()
-            for name, quantity in self.metrics[metric].quantities.items()
-            for key in [log_key(attribution, metric, name)]
-        }
+    def _report(self, trainer: L.Trainer, failed: Mapping[str, str]) -> None:
+        """Say what failed on any process, once per name; or end the run, on all of them."""
+        seen = {name: text for one in everyone(dict(failed)) for name, text in one.items()}
+        new = {name: " ".join(text.split())[:200] for name, text in seen.items() if name not in self.failed}
+        self.failed |= new
+        for name, text in new.items():
+            if self.on_error == "raise":
+                raise RuntimeError(f"`{name}` failed: {text}")
+            rank_zero_warn(
+                f"`{name}` failed at epoch {trainer.current_epoch}, its scores are left out: {text}"
+            )
 
 
 def gather(parts: Sequence[Mapping[str, Tensor]]) -> Table:
     """Bring the rows of all processes together, sorted by `ids`. A process may have none."""
     mine = {key: torch.cat([part[key] for part in parts]).cpu().numpy() for key in (parts or [{}])[0]}
-    tables: list[Table] = [mine]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        tables = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(tables, mine)
-    filled = [table for table in tables if table]
+    filled = [table for table in everyone(mine) if table]
     order = np.concatenate([table["ids"] for table in filled]).argsort()
     return {key: np.concatenate([table[key] for table in filled])[order] for key in filled[0]}
 
@@ -222,31 +327,3 @@ def refuse_sharded(trainer: L.Trainer) -> None:
         f"explaining needs weights of at least float32, and precision {trainer.precision} halves them: "
         "use `--trainer.precision bf16-mixed`.",
     )
-
-
-def _read(trainer: L.Trainer, pl_module: Any, samples: int, seed: int, pictures: int) -> Share:
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    loader: Any = loaders[0] if isinstance(loaders, Sequence) else loaders
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise TypeError(
-            "the probe is read by index: validation data must be a DataLoader over a map-style set."
-        )
-    dataset: Any = loader.dataset
-    require(len(dataset) > 0, "the probe is empty: the validation set has no images; give it some.")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(dataset), generator=generator)[:samples].sort().values
-    last_picture = int(chosen[:pictures].max()) if pictures else -1
-    ids = chosen[trainer.global_rank :: trainer.world_size]
-    if len(ids) == 0:
-        images, labels = torch.empty(0, pl_module.channels, 1, 1), torch.empty(0, dtype=torch.int64)
-        return Share(images, labels, ids, None, last_picture)
-    fetch = getattr(dataset, "__getitems__", None)
-    rows = fetch(ids.tolist()) if fetch else [dataset[index] for index in ids.tolist()]
-    batch = [tensor.to(pl_module.device) for tensor in loader.collate_fn(rows)]
-    check_batch(batch[0], batch[1], pl_module.channels, pl_module.classes)
-    mask = batch[2] if len(batch) > 2 else None
-    return Share(batch[0], batch[1], ids.to(pl_module.device), mask, last_picture)
-
-
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None

@@ -30,8 +30,12 @@ class EpochLines(L.Callback):
         ]
         spent = time.time() - self._start
         left = spent / (done - self._first) * (epochs - done)
-        self._observed += sum(float(v) for k, v in metrics.items() if k.startswith("time/"))
-        share = f"observing {self._observed / spent:.0%} of the time"
+        seconds = {key: float(value) for key, value in metrics.items() if key.startswith("time/")}
+        share = ""
+        if "time/explain_share" in seconds:
+            share = f"explaining {seconds['time/explain_share']:.0%} of training, "
+        self._observed += sum(value for key, value in seconds.items() if not key.endswith("_share"))
+        share += f"observing {self._observed / spent:.0%} of the time"
         _say(f"epoch {done}/{epochs}  {'  '.join(shown)}  {share}  {left:.0f} s left")
 
 

@@ -2,7 +2,8 @@
 
 import lightning as L
 
-from lit_xai.callbacks.probe import Probe, Table
+from lit_xai.callbacks.probe import Probe
+from lit_xai.callbacks.record import Table
 from lit_xai.metrics.base import Metric
 from lit_xai.observe import about_model
 from lit_xai.types import require

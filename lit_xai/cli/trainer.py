@@ -51,7 +51,7 @@ KEYS_OF_A_RUN = ("resume", "config")  # said on the command line, not part of wh
 def add_explain(parser: LightningArgumentParser) -> None:
     """The part `explain:` of a configuration."""
     parser.add_lightning_class_args(Explain, "explain")
-    parser.set_defaults({"explain.attributions": {}, "explain.metrics": {}})
+    parser.set_defaults({"explain.attributions": {}, "explain.metrics": None})
 
 
 class Parser(LightningArgumentParser):

@@ -3,8 +3,9 @@
 import abc
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -144,7 +145,7 @@ class Metric(torchmetrics.Metric, abc.ABC):
     @property
     def needs(self) -> tuple[str, ...]:
         """The names, out of the vocabulary, that `score` asks for."""
-        return tuple(inspect.signature(self.score).parameters)
+        return _parameters(type(self).score)
 
     def applies(self, attribution: Attribution) -> bool:
         """Whether the metric has a meaning for this attribution."""
@@ -225,6 +226,11 @@ class Metric(torchmetrics.Metric, abc.ABC):
         flat = torch.cat(rows) if rows else torch.empty(0)
         columns = flat.cpu().double().reshape(-1, len(self.quantities)).T
         return dict(zip(self.quantities, columns, strict=True))
+
+
+@cache
+def _parameters(score: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(score).parameters)[1:]
 
 
 def _finite(bound: float) -> float | None:

@@ -85,7 +85,7 @@ def test_shares_of_two_processes_are_the_probe_of_one(monkeypatch: pytest.Monkey
     assert [len(part["ids"]) for part in parts] == [3, 2]
 
     def all_gather(tables: list[Any], mine: Any) -> None:
-        tables[:] = parts
+        tables[:] = parts if isinstance(mine, dict) else [mine, mine]  # tables, or what was read
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

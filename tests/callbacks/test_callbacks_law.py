@@ -1,15 +1,22 @@
 """Explaining is observing: runs with and without the callbacks end in identical weights, bit for bit."""
 
+import contextlib
+import copy
+import gc
+import warnings
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from probed import Beside, Moved, fitted
+from rows import METRICS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_xai.attacks import DDN, L2PGD
 from lit_xai.attributions import (
+    LRP,
     BoundaryIntegratedGradients,
     BoundarySaliency,
     Margin,
@@ -29,6 +36,7 @@ from lit_xai.callbacks import (
 )
 from lit_xai.classifier import Classifier
 from lit_xai.metrics import BoundaryDistance, Closeness, Flags, Gini, Perturbation, RandomMap, RobustAccuracy
+from lit_xai.metrics.base import Facts, Metric
 from lit_xai.observe import _full_precision, explain, observing
 
 SEARCH = DDN(steps=3)
@@ -78,11 +86,17 @@ def observers() -> list[L.Callback]:
     ]
 
 
-def trained(callbacks: list[L.Callback], folder: Any, **trainer: Any) -> tuple[Classifier, L.Trainer]:
+def trained(
+    callbacks: list[L.Callback], folder: Any, masks: bool = False, **trainer: Any
+) -> tuple[Classifier, L.Trainer]:
     L.seed_everything(1, verbose=False)
-    images, labels = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    columns = [
+        torch.rand(48, 1, 8, 8),
+        torch.arange(48) % 3,
+        *([torch.rand(48, 8, 8) > 0.5] if masks else []),
+    ]
     loaders = [
-        DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=shuffle) for shuffle in (True, False)
+        DataLoader(TensorDataset(*columns), batch_size=8, shuffle=shuffle) for shuffle in (True, False)
     ]
     classifier = Classifier(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), channels=1, classes=3)
     fitter = L.Trainer(
@@ -112,6 +126,71 @@ def test_weights_and_buffers_are_identical_with_and_without_observers(
     state, other = plain.state_dict(), observed.state_dict()
     assert state.keys() == other.keys()
     assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*module\\(s\\) in eval mode at the start of training")
+def test_all_metrics_at_once_leave_no_trace(tmp_path: Any) -> None:
+    """Weights and buffers, optimizer, batches and the random state after the run are those without it."""
+    metrics = {f"metric_{number:02}": copy.deepcopy(row.instance) for number, row in enumerate(METRICS)}
+    methods = {
+        "saliency": Saliency(),
+        "smooth_grad": SmoothGrad(samples=2),
+        "boundary_integrated_gradients": BoundaryIntegratedGradients(SEARCH, steps=3),
+    }
+    watched = Unrefused(methods, metrics, samples=12, batch_size=4, control_samples=2)
+    plain, first = trained([], tmp_path / "plain", masks=True)
+    after = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*its scores are left out.*")
+        observed, second = trained([watched], tmp_path / "observed", masks=True)
+    assert torch.equal(torch.get_rng_state(), after)
+    state, other = plain.state_dict(), observed.state_dict()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    for mine, theirs in zip(first.optimizers, second.optimizers, strict=True):
+        assert str(mine.state_dict()) == str(theirs.state_dict())
+    assert all(parameter.requires_grad for parameter in observed.parameters())
+    said = [key for key, value in watched.values.items() if key.startswith(("explain/", "robust/"))]
+    failed = {name for name in watched.failed if not name.startswith("control/")}
+    assert len(said) > len(metrics)
+    assert len(failed) < len(metrics) / 4, watched.failed
+
+
+class Unrefused(Explain):
+    """Scores also what this small net or its few images are refused for: it may fail, and leave no trace."""
+
+    def _check_metric(self, name: str, metric: Metric, facts: Facts) -> None:
+        with contextlib.suppress(ValueError):
+            super()._check_metric(name, metric, facts)
+
+
+def census(trainer: L.Trainer) -> tuple[int, int]:
+    """How many tensors are alive, and how many hooks are on the network."""
+    gc.collect()
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = trainer.lightning_module.modules()
+    alive = sum(1 for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+    return alive, sum(len(getattr(module, name)) for module in modules for name in hooks)
+
+
+def test_nothing_grows_over_fifty_epochs(tmp_path: Any) -> None:
+    counts: dict[int, tuple[int, int]] = {}
+
+    class Count(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch in (4, 48):
+                counts[trainer.current_epoch] = census(trainer)
+
+    look = Explain(
+        {"saliency": Saliency(), "boundary": BoundarySaliency(SEARCH), "lrp": LRP()},
+        {"perturbation": Perturbation(steps=2), "gini": Gini(), "moved": Moved(), "beside": Beside()},
+        samples=3,
+        max_share_of_epoch=1e9,
+        on_error="raise",
+    )
+    fitted(tmp_path, look, Count(), max_epochs=50)
+    assert counts[4] == counts[48]
+    assert len(list((tmp_path / "explanations").glob("maps_*"))) == 2
 
 
 def test_the_guard_restores_everything_also_after_an_error() -> None:

@@ -74,16 +74,17 @@ def test_a_process_without_images_adds_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_a_process_without_images_looks_at_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     explain = Explain({"saliency": Saliency()}, {"gini": Gini()}, samples=1)
     trainer, module = MagicMock(spec=L.Trainer, testing=False, global_rank=1, world_size=2), classifier()
-    trainer.val_dataloaders = loader()
-    assert len(explain.share(trainer, module).ids) == 0
-    other = {"ids": np.array([3]), "explain/saliency/gini": np.array([0.5])}
+    trainer.val_dataloaders, trainer.state = loader(), MagicMock()
+    table = {"ids": np.array([3]), "explain/saliency/gini": np.array([0.5])}
+    others = iter([(0, "", torch.tensor([1]), (1, 6, 8), False), {}, table, table])  # read, failed, seen
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(
         torch.distributed,
         "all_gather_object",
-        lambda tables, mine: tables.__setitem__(slice(None), [other, mine]),
+        lambda tables, mine: tables.__setitem__(slice(None), [next(others), mine]),
     )
+    assert len(explain.share(trainer, module).ids) == 0
     table, _ = explain._look(trainer, module)
     assert table["explain/saliency/gini"].tolist() == [0.5]
 

@@ -48,7 +48,7 @@ def test_a_run_leaves_its_record(run: Path) -> None:
     } <= there
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     facts = json.loads((run / "quantities.json").read_text())
-    logged = {key for key in metrics(run) if key.startswith(("explain/", "robust/"))}
+    logged = {key for key in metrics(run) if key.startswith(("explain/", "robust/", "control/", "lead/"))}
     assert logged == set(facts)
     assert facts["explain/saliency/perturbation/deletion"]["better"] == "lower"
 
