@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from lit_xai.study import figures
+from lit_xai.study.labels import words
 from lit_xai.study.record import Certificates, Record, in_order
-from lit_xai.study.tables import Cell, Column, Study, words
+from lit_xai.study.tables import Cell, Column, Study
 
 SHARE, RADIUS = Column("certified/accuracy"), Column("certified/average_radius")
 

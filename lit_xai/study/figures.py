@@ -5,8 +5,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from lit_xai.study.labels import inline, words
 from lit_xai.study.record import Record
-from lit_xai.study.tables import CONTROL, Cell, Column, Study, arrow, words
+from lit_xai.study.tables import CONTROL, Cell, Column, Study, arrow
 
 Figure: TypeAlias = Any  # plotly.graph_objects.Figure: plotly is imported when a figure is made
 
@@ -149,9 +150,9 @@ def curves(study: Study, column: Column) -> Figure:
         own = [column.curve(record) for record in study.of(regime)]
         style = (colour(study, regime), symbol(study, regime))
         add_spread(figure, words(regime), *style, own, column)
-        control = column.control
-        if column.attribution and not column.lead and any(control.curve(r) for r in study.of(regime)):
-            add_control(figure, words(regime), style[0], control, study.of(regime))
+        chance = [column.chance(record).curve(record) for record in study.of(regime)]
+        if column.attribution and not column.lead and any(chance):
+            add_control(figure, words(regime), style[0], column, chance)
         if column.key.startswith(("robust/", "val/")):
             add_chosen(figure, words(regime), style[0], column, study.of(regime))
     if column.percent:
@@ -161,12 +162,13 @@ def curves(study: Study, column: Column) -> Figure:
     return whole_epochs(figure, study)
 
 
-def add_control(figure: Figure, regime: str, hue: str, control: Column, records: Sequence[Record]) -> None:
-    """Add the control's mean as a thin dotted line that comes and goes with its regime."""
+def add_control(
+    figure: Figure, regime: str, hue: str, column: Column, control: Sequence[Mapping[int, float]]
+) -> None:
+    """Add the mean of the column's random map as a thin dotted line that comes and goes with its regime."""
     import plotly.graph_objects as go
 
-    cells = over_seeds([control.curve(record) for record in records])
-    cells = {epoch: cell for epoch, cell in cells.items() if cell.finite}
+    cells = {epoch: cell for epoch, cell in over_seeds(control).items() if cell.finite}
     figure.add_trace(
         go.Scatter(
             x=list(cells),
@@ -176,7 +178,7 @@ def add_control(figure: Figure, regime: str, hue: str, control: Column, records:
             name=f"{regime}, {words(CONTROL).lower()}",
             legendgroup=regime,
             showlegend=False,
-            customdata=[[hover(cell, control)] for cell in cells.values()],
+            customdata=[[hover(cell, column)] for cell in cells.values()],
             hovertemplate="%{customdata[0]}",
         )
     )
@@ -267,13 +269,13 @@ def against(study: Study, quality: Column, robustness: Column) -> Figure:
 
 def point_text(robustness: Column, quality: Column) -> str:
     """What a point of `against` says when pointed at."""
-    labels = (robustness.label.lower(), quality.label[:1].lower() + quality.label[1:])
+    labels = (robustness.label.lower(), inline(quality.label))
     return f"%{{text}}<br>{labels[0]}: %{{customdata[0]}}<br>{labels[1]}: %{{customdata[1]}}<extra></extra>"
 
 
 def residuals(study: Study) -> dict[str, Figure]:
     """Bort's residual of each layer over epochs, by regime, on one scale; early layers are pale."""
-    keys = (key for key in study.log_keys() if key.startswith("bort/") and key.endswith("/residual"))
+    keys = (key for key in study.log_keys if key.startswith("bort/") and key.endswith("/residual"))
     layers = [Column(key) for key in keys]
     values = [v for r in study.used for c in layers for v in c.curve(r).values() if math.isfinite(v)]
     wide = bool(values) and 0 < 20 * min(values) < max(values)

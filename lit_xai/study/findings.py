@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lit_xai.study.assessment import Assessment
+from lit_xai.study.labels import inline, words
 from lit_xai.study.record import ENDED, Record, flat, in_order
 from lit_xai.study.relation import relate, relation_sentence
-from lit_xai.study.tables import CONTROL, PRIMARY, Column, Study, clear_winner, words
+from lit_xai.study.tables import ASIDE, CONTROL, Column, Study, clear_winner
 
 MISSING = 0.05  # share of images without a boundary point above which a flag goes up
 RESIDUAL = 0.1  # share of what a map should add up to above which a flag goes up
+FEW = 3  # names that a flag lists
+TIED = 0.5  # share of tied pixels above which a flag goes up
 MASKED = 0.01  # share of images without input gradient above which a flag goes up
 EASIER = 0.02  # how far robust accuracy may lie above clean accuracy, measured on other images
 COLLAPSE = "guard/collapse"  # logged by the guard against catastrophic overfitting
@@ -26,13 +29,13 @@ class Flag:
         what: What was seen.
         remedy: What it means, and what to do.
         regimes: The regimes it concerns; all if none is named.
-        about: Start of the log keys it concerns, or none.
+        about: Start of the log keys it concerns, or several, or none.
     """
 
     what: str
     remedy: str
     regimes: tuple[str, ...] = ()
-    about: str = ""
+    about: str | tuple[str, ...] = ""
 
     def concerns(self, regime: str, column: Column) -> bool:
         """Whether the flag belongs beside a number of the table."""
@@ -45,7 +48,7 @@ class Flag:
 
 def flags(study: Study) -> list[Flag]:
     """All that speaks against taking the study's numbers at face value."""
-    found = (flags_of_robustness, flags_of_runs, flags_of_numbers, flags_of_maps)
+    found = (flags_of_robustness, flags_of_runs, flags_of_numbers, flags_of_maps, flags_of_samples)
     return [flag for look in found for flag in look(study)]
 
 
@@ -61,7 +64,7 @@ def flags_of_robustness(study: Study) -> Iterator[Flag]:
                     (record.regime,),
                     f"attack/{one.name}/",
                 )
-    for key in (key for key in study.log_keys() if key.startswith("robust/") and key.endswith("/zero")):
+    for key in (key for key in study.log_keys if key.startswith("robust/") and key.endswith("/zero")):
         ends = [(record, Column(key).at(record) or 0.0) for record in study.used]
         blind = [record for record, share in ends if share > MASKED]
         if blind:
@@ -132,7 +135,7 @@ def flags_of_runs(study: Study) -> Iterator[Flag]:
 
 def flags_of_numbers(study: Study) -> Iterator[Flag]:
     """Numbers that cannot be, or that an attack should not have left."""
-    for key in study.log_keys():
+    for key in (key for key in study.log_keys if not key.startswith(ASIDE)):
         ends = [(record, Column(key).at(record)) for record in study.used]
         known = [(record, value) for record, value in ends if value is not None]
         lost = [record for record, value in known if not math.isfinite(value)]
@@ -184,13 +187,23 @@ def flags_of_maps(study: Study) -> Iterator[Flag]:
             "of the images got no boundary point",
             "Scores are over the others. Give the search more steps.",
         ),
+        "failed": (
+            0.0,
+            "of the images could not be explained, or not be scored by every metric",
+            "The log of the run says why.",
+        ),
+        "ties": (
+            TIED,
+            "of a map's pixels are tied",
+            "Metrics that rank pixels draw the order of these.",
+        ),
         "residual": (
             RESIDUAL,
             "is missing from what the maps should add up to, or too much",
             "Take more steps.",
         ),
     }
-    for key in study.log_keys():
+    for key in study.log_keys:
         column = Column(key)
         kind = column.metric.removeprefix("flag/")
         if not column.metric.startswith("flag/") or column.attribution == CONTROL or kind not in kinds:
@@ -202,6 +215,31 @@ def flags_of_maps(study: Study) -> Iterator[Flag]:
                 share = statistics.fmean(cell.finite)
                 text = f"{words(regime)}, {words(column.attribution).lower()}: {100 * share:.1f} % {what}"
                 yield Flag(text, remedy, (regime,), f"explain/{column.attribution}/")
+
+
+def flags_of_samples(study: Study) -> Iterator[Flag]:
+    """Metrics that have no score for a good part of the images."""
+    lost: dict[str, dict[str, float]] = {}  # largest share by log key, by metric
+    regimes: dict[str, list[str]] = {}
+    for record in study.used:
+        for key, sampled in record.samples.items():
+            column = Column(key)
+            if column.attribution in ("", CONTROL) or sampled.lost <= MISSING:
+                continue
+            name = column.metric.partition("/")[0]
+            shares = lost.setdefault(name, {})
+            shares[key] = max(sampled.lost, shares.get(key, 0.0))
+            regimes.setdefault(name, []).append(record.regime)
+    for name, shares in lost.items():
+        methods = in_order(words(Column(key).attribution).lower() for key in shares)
+        where = f" ({', '.join(methods[:FEW])}{f' and {len(methods) - FEW} more' if methods[FEW:] else ''})"
+        share = f"{'' if len(shares) == 1 else 'up to '}{100 * max(shares.values()):.1f} %"
+        yield Flag(
+            f"`{name}` has no score for {share} of the images{where}",
+            "Its mean is over the others, which may be the easy ones: compare methods with care.",
+            tuple(in_order(regimes[name])),
+            tuple(shares),
+        )
 
 
 def sentences(study: Study) -> list[str]:
@@ -217,11 +255,7 @@ def sentences(study: Study) -> list[str]:
     if count == 1:
         columns = [column for column in study.headline() if not column.final]
         shown = [(column, study.cell(column, regimes[0])) for column in columns]
-        parts = [
-            f"{column.label[:1].lower()}{column.label[1:]} {cell.show(column)}"
-            for column, cell in shown[:3]
-            if cell.finite
-        ]
+        parts = [f"{inline(column.label)} {cell.show(column)}" for column, cell in shown[:3] if cell.finite]
         if parts:
             out.append(f"At epoch {study.used[0].last}: {', '.join(parts)}.")
         out += [final_sentence(one) for one in study.used[0].evaluations if one.robust is not None]
@@ -231,10 +265,9 @@ def sentences(study: Study) -> list[str]:
             out.append(robust_sentence(study, final, regimes))
     if robustness and len(regimes) > 1:
         out.append(robust_sentence(study, robustness, regimes))
-    for metric in PRIMARY[:1]:
-        chosen = [column for column in study.headline() if column.metric == metric]
-        if chosen and robustness:
-            out.append(relation_sentence(relate(study, chosen[0], robustness), chosen[0]))
+    chosen = [column for column in study.headline() if column.attribution]
+    if chosen and robustness:
+        out.append(relation_sentence(relate(study, chosen[0], robustness), chosen[0]))
     return out
 
 
@@ -252,7 +285,7 @@ def robust_sentence(study: Study, robustness: Column, regimes: list[str]) -> str
         else "not clearly apart from"
     )
     shown = {regime: cells[regime].show(robustness) for regime in (first, second)}
-    what = robustness.label[:1].lower() + robustness.label[1:] if robustness.final else "robust accuracy"
+    what = inline(robustness.label) if robustness.final else "robust accuracy"
     compared = [one for regime in order for record in study.of(regime) for one in record.evaluations]
     doubtful = any(one.suspicious for one in compared if one.name == robustness.final)
     return (

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from lit_xai.study import certificates, figures, robustness
 from lit_xai.study.findings import Flag
+from lit_xai.study.labels import label, place, words
 from lit_xai.study.progress import duration
 from lit_xai.study.record import Record, flat, in_order
 from lit_xai.study.relation import Relation, relate
-from lit_xai.study.tables import PRIMARY, Column, Study, arrow, clear_winner, words
+from lit_xai.study.tables import PRIMARY, Column, Study, arrow, clear_winner
 
+ASIDE = ("val/loss", "explain/samples")  # drawn among the loss terms
 RUN_ONLY = ("seed_everything", "out", "resume", "config", "ckpt_path")  # differ from run to run anyway
 
 
@@ -110,9 +112,9 @@ def entry(
 
 def drawn(study: Study) -> dict[str, list[tuple[str, Column | str, Any]]]:
     """Figures of the model itself by section: (id, what, figure)."""
-    keys = study.log_keys()
+    keys = study.log_keys
     main = [column.key for column in study.headline() if not column.attribution and not column.final]
-    own = [key for key in keys if key.startswith(("train/", "robust/")) or key == "val/loss"]
+    own = [key for key in keys if key.startswith(("train/", "robust/")) or key in ASIDE]
     rest = [key for key in own if key not in main and Column(key).curved is None]
     sections: dict[str, list[tuple[str, Column | str, Any]]] = {}
     for name, chosen in (("accuracy", main), ("training", rest)):
@@ -132,9 +134,7 @@ def explanations(study: Study) -> list[dict[str, Any]]:
     """One entry per metric and attribution: names, figures, relation; the primary one first."""
     robust = study.robustness()
     entries = []
-    for column in sorted(
-        study.qualities(), key=lambda column: (column.metric not in PRIMARY, not column.lead)
-    ):
+    for column in sorted(study.qualities(), key=lambda column: (rank(column), not column.lead)):
         key = f"{'lead:' if column.lead else ''}{column.key}"
         made = {f"curve:{key}": figures.curves(study, column)}
         if robust:
@@ -143,8 +143,9 @@ def explanations(study: Study) -> list[dict[str, Any]]:
         entries.append(
             {
                 "id": key,
-                "group": f"{'lead:' if column.lead else ''}{column.metric}",
-                "label": column.label,
+                "group": column.metric,
+                "label": label(column.metric),
+                "family": column.family,
                 "attribution": column.attribution,
                 "key": column.key,
                 "lead": column.lead,
@@ -153,6 +154,11 @@ def explanations(study: Study) -> list[dict[str, Any]]:
             }
         )
     return entries
+
+
+def rank(column: Column) -> int:
+    """Place of a metric among the primary ones; all others share the last."""
+    return PRIMARY.index(column.metric) if column.metric in PRIMARY else len(PRIMARY)
 
 
 def matrix(study: Study) -> dict[str, Any] | None:
@@ -165,13 +171,15 @@ def matrix(study: Study) -> dict[str, Any] | None:
     columns = [column for column in columns if column.lead or column.key not in led]
     related = {column: relate(study, column, robust) for column in columns}
     attributions = in_order(column.attribution for column in columns)
-    rows = []
-    for label in in_order(column.label for column in columns):
-        of = {column.attribution: column for column in columns if column.label == label}
+    families: dict[str, list[dict[str, Any]]] = {}
+    for metric in in_order(column.metric for column in sorted(columns, key=lambda one: place(one.metric))):
+        of = {column.attribution: column for column in columns if column.metric == metric}
+        first = next(iter(of.values()))
         directed = all(column.fact(study.used).better for column in of.values())
         cells = [shade(of[name], related[of[name]]) if name in of else None for name in attributions]
-        rows.append({"label": label, "directed": directed, "cells": cells})
-    return {"attributions": attributions, "rows": rows, "n": len(study.used)}
+        row = {"label": label(metric), "lead": first.lead, "directed": directed, "cells": cells}
+        families.setdefault(first.family, []).append(row)
+    return {"attributions": attributions, "families": list(families.items()), "n": len(study.used)}
 
 
 def shade(column: Column, relation: Relation) -> dict[str, Any]:

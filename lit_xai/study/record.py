@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lit_xai.study.assessment import Assessment, parse
 from lit_xai.study.plan import read_yaml
+from lit_xai.study.samples import Sampled, read_samples
 
 if TYPE_CHECKING:
     from lit_xai.evaluation.certification import Certified
@@ -76,6 +77,7 @@ class Record:
         settings: The same by dotted key; empty where it cannot be read.
         certificates: What was certified, by name.
         pictures: File of maps by epoch.
+        samples: What stands behind the scores of the last epoch that says so, by log key.
         evaluations: Final robustness evaluations.
         notes: What callbacks did to the run, in words.
         problems: What could not be read, in words.
@@ -95,6 +97,7 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     certificates: Mapping[str, Certificates] = field(default_factory=dict)
     pictures: Mapping[int, Path] = field(default_factory=dict)
+    samples: Mapping[str, Sampled] = field(default_factory=dict)
     evaluations: tuple[Assessment, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -168,6 +171,7 @@ def read_run(folder: Path) -> Record:
 
     evaluations, doubtful = read_evaluations(folder)
     certificates, torn_off = read_certificates(folder)
+    samples, unread = read_samples(folder / "explanations")
     trained = (folder / "metrics.csv").is_file()
     status = attempt("status.json", read_json, needed=trained or not evaluations) or {}
     started = bool(status) or trained
@@ -180,7 +184,7 @@ def read_run(folder: Path) -> Record:
         problems.append(f"status.json has the unknown state {state!r}")
         state = "failed"
     curves, torn = attempt("metrics.csv", read_metrics, needed=started) or ({}, [])
-    problems += [*torn, *doubtful, *torn_off]
+    problems += [*torn, *doubtful, *torn_off, *unread]
     return Record(
         folder=folder,
         regime=str(study.get("regime", named["regime"] if named else folder.name)),
@@ -196,6 +200,7 @@ def read_run(folder: Path) -> Record:
         settings=attempt("config.yaml", lambda path: flat(read_yaml(path)), needed=False) or {},
         certificates=certificates,
         pictures=find_pictures(folder / "explanations"),
+        samples=samples,
         evaluations=evaluations,
         notes=tuple(map(str, status["notes"])) if isinstance(status.get("notes"), list) else (),
         problems=tuple(problems) if folder.is_dir() else ("the run folder is missing",),

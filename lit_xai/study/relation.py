@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lit_xai.study.tables import Column, Study, words
+from lit_xai.study.labels import inline, words
+from lit_xai.study.tables import Column, Study
 
 FEW_RUNS = 10  # below this many runs, a correlation describes them and says nothing about others
 RHO = "\N{GREEK SMALL LETTER RHO}"
@@ -112,7 +113,7 @@ def relate(study: Study, quality: Column, robustness: Column) -> Relation:
 
 def relation_sentence(relation: Relation, quality: Column) -> str:
     """Whether an explanation's quality follows robust accuracy, claimed no further than the runs carry."""
-    name = f"{words(quality.attribution).lower()} ({quality.label[:1].lower()}{quality.label[1:]})"
+    name = f"{words(quality.attribution).lower()} ({inline(quality.label)})"
     if math.isnan(relation.rho):
         return f"The quality of {name} cannot be related to robust accuracy: too few runs, or no variation."
     over = f", 95 % bootstrap interval {relation.low:+.2f} to {relation.high:+.2f}"

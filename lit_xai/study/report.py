@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from lit_xai import __version__
 from lit_xai.pictures import PERCENTILE
-from lit_xai.study import certificates, figures, gallery, page, robustness
+from lit_xai.study import certificates, controls, figures, gallery, page, robustness
 from lit_xai.study.findings import flags, sentences
+from lit_xai.study.labels import words
 from lit_xai.study.plan import Plan
 from lit_xai.study.record import read_run
 from lit_xai.study.relation import DRAWS, FEW_RUNS
-from lit_xai.study.tables import Column, Study, arrow, clear_winner, table_csv, words, write_whole
+from lit_xai.study.tables import Column, Study, arrow, clear_winner, table_csv, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -156,6 +157,8 @@ def render(study: Study, title: str) -> str:
         chosen_by=page.chosen_by(study),
         explain=explain,
         matrix=page.matrix(study),
+        controls=controls.section(study, raised),
+        errors=controls.ERRORS,
         few=FEW_RUNS,
         draws=DRAWS,
         gallery=gallery.gallery(study),

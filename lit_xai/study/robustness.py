@@ -6,9 +6,10 @@ from typing import Any
 
 from lit_xai.study import figures
 from lit_xai.study.assessment import Assessment, Distances, Share
+from lit_xai.study.labels import words
 from lit_xai.study.progress import duration
 from lit_xai.study.record import Record, in_order
-from lit_xai.study.tables import Cell, Column, Study, arrow, significant, words
+from lit_xai.study.tables import Cell, Column, Study, arrow, significant
 
 CLEAN = "clean"
 COUNTS = ("attacked", "fooled", "forwards", "backwards")
@@ -236,7 +237,7 @@ def note(figure: Any, x: float | None, text: str, place: str) -> None:
 
 def levels(study: Study) -> list[tuple[str, str, Any]]:
     """Accuracy over epsilon as measured while training: (id, what, figure) per metric, at the last epoch."""
-    columns = [Column(key) for key in study.log_keys() if Column(key).curved is not None]
+    columns = [Column(key) for key in study.log_keys if Column(key).curved is not None]
     made = []
     for metric in in_order(column.key.rpartition("/")[0] for column in columns):
         own = [column for column in columns if column.key.rpartition("/")[0] == metric]

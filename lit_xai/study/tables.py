@@ -7,13 +7,18 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from lit_xai.study.labels import family, label, place, words
 from lit_xai.study.record import ENDED, Curve, Fact, Record, in_order
 
-CONTROL = "random_map"  # the attribution that knows nothing: what it scores is what chance scores
-PRIMARY = ("perturbation/difference", "closeness/cosine")  # chosen before any run was seen
+CONTROL = "random_map"  # the map that knows nothing: what it scores is what chance scores
+ASIDE = ("control/", "lead/")  # keys of controls, and of leads over them: they stand beside scores
+PRIMARY = (  # chosen before any run was seen
+    *("srg/gain", "perturbation/difference", "stability_attacked/overlap", "grid/share", "closeness/cosine"),
+)
 LOWER = Fact("lower", 0.0)
 COMMON = {  # what every run logs
     "/accuracy": Fact("higher", 0.0, 1.0),
@@ -24,38 +29,6 @@ COMMON = {  # what every run logs
 }
 CERTIFIED = re.compile(r"certified/([0-9.e+-]*[0-9])")  # at a radius in pixels
 AT = re.compile(r"robust/.+/at_([0-9.e+-]*[0-9])")  # a point of `RobustnessCurve`
-LABELS = {
-    "train/loss": "Training loss",
-    "val/accuracy": "Clean accuracy",
-    "test/accuracy": "Test accuracy",
-    "certified/average_radius": "Average certified radius",
-    "certified/abstained": "Abstentions",
-    "val/loss": "Validation loss",
-    "robust/pgd/accuracy": "Robust accuracy (PGD)",
-    "robust/boundary/distance": "Boundary distance",
-    "robust/boundary/found": "Boundary found",
-    "robust/boundary/opt": "Optimality of boundary points",
-    "robust/boundary/over": "Overshoot of boundary points",
-    "robust/fgsm/accuracy": "Robust accuracy (one step)",
-    "robust/masking/cosine": "One step against many, cosine",
-    "robust/masking/zero": "Zero input gradients",
-    "robust/alignment": "Gradient alignment in the ball, cosine",
-    "guard/collapse": "Collapse of robustness",
-    "perturbation/deletion": "Deletion",
-    "perturbation/insertion": "Insertion",
-    "perturbation/difference": "Difference game",
-    "gini": "Gini index",
-    "closeness/cosine": "Closeness to its plain twin, cosine",
-    "closeness/raw": "Distance to its plain twin, l2",
-    "closeness/relative": "Distance to its plain twin, relative",
-    "closeness/lam_hat": "Local Lipschitz constant, lower bound",
-    "closeness/kappa": "Linearity of the way to the boundary, kappa",
-    "flag/zero": "All-zero maps",
-    "flag/nonfinite": "Non-finite maps",
-    "flag/missing": "Boundary not found",
-    "flag/residual": "Off what they should add up to",
-    "flag/accepted": "Accepted points of the sphere",
-}
 
 
 @dataclass(frozen=True)
@@ -78,8 +51,8 @@ class Column:
     @property
     def attribution(self) -> str:
         """The attribution the key is about, or nothing."""
-        head, _, rest = self.key.partition("/")
-        return rest.partition("/")[0] if head == "explain" else ""
+        head, *rest = self.key.split("/", 2)
+        return rest[0] if head == "explain" and len(rest) > 1 else ""
 
     @property
     def metric(self) -> str:
@@ -87,9 +60,14 @@ class Column:
         return self.key.split("/", 2)[-1] if self.attribution else self.key
 
     @property
-    def control(self) -> "Column":
-        """The same metric of the control."""
-        return Column(f"explain/{CONTROL}/{self.metric}")
+    def family(self) -> str:
+        """The family of metrics that it belongs to."""
+        return family(self.metric)
+
+    def chance(self, record: Record) -> "Column":
+        """The same metric of the random map, a control of the run or else one of its attributions."""
+        keys = [f"{kind}/{CONTROL}/{self.metric}" for kind in ("control", "explain")]
+        return Column(next((key for key in keys if key in record.curves), keys[0]))
 
     @property
     def label(self) -> str:
@@ -98,14 +76,14 @@ class Column:
             return f"Final robust accuracy ({words(self.final).lower()})"
         if found := CERTIFIED.fullmatch(self.key):
             return f"Certified accuracy at {found[1]}"
-        return LABELS.get(self.metric, words(self.metric)) + (", lead over random map" if self.lead else "")
+        return label(self.metric) + (", lead over random map" if self.lead else "")
 
     @property
     def percent(self) -> bool:
         """Whether it is a share that reads best in percent."""
         return (
             self.metric.endswith("accuracy")
-            or (self.metric.startswith("flag/") and self.metric != "flag/accepted")
+            or (self.metric.startswith(("flag/", "robust/flag/")) and self.metric != "flag/accepted")
             or self.metric.endswith("/found")
             or self.metric == "certified/abstained"
             or bool(CERTIFIED.fullmatch(self.key))
@@ -130,7 +108,10 @@ class Column:
         own = record.curves.get(self.key, {})
         if not self.lead:
             return own
-        control = record.curves.get(self.control.key, {})
+        logged = record.curves.get(f"lead/{self.attribution}/{self.metric}")
+        if logged is not None:  # image by image, on those that the random map was scored on
+            return logged
+        control = record.curves.get(self.chance(record).key, {})
         fact = record.facts.get(self.key, Fact())
         sign = -1.0 if fact.better == "lower" else 1.0
         return {epoch: sign * (value - control[epoch]) for epoch, value in own.items() if epoch in control}
@@ -177,7 +158,11 @@ class Cell:
     @property
     def sd(self) -> float:
         """Sample standard deviation over seeds; NaN below two."""
-        return statistics.stdev(self.finite) if len(self.finite) > 1 else math.nan
+        finite = self.finite
+        if len(finite) < 2:
+            return math.nan
+        mean = statistics.fmean(finite)
+        return math.sqrt(math.fsum((value - mean) ** 2 for value in finite) / (len(finite) - 1))
 
     def show(self, column: Column) -> str:
         """`mean ± sd`, the mean alone where there is no spread, a dash where there is nothing."""
@@ -203,13 +188,13 @@ class Study:
 
     records: tuple[Record, ...]
 
-    @property
+    @cached_property
     def used(self) -> tuple[Record, ...]:
         """The finished runs; where none has finished, all that left a number."""
         left = tuple(record for record in self.records if record.curves or record.evaluations)
         return tuple(record for record in left if record.state in ENDED) or left
 
-    @property
+    @cached_property
     def regimes(self) -> list[str]:
         """Names of the regimes, in order."""
         return in_order(record.regime for record in self.records)
@@ -219,6 +204,7 @@ class Study:
         chosen = (record for record in self.used if record.regime == regime)
         return sorted(chosen, key=lambda record: (record.seed is None, record.seed or 0))
 
+    @cached_property
     def log_keys(self) -> list[str]:
         """All log keys, in order of first appearance."""
         return in_order(key for record in self.used for key in record.curves)
@@ -230,7 +216,7 @@ class Study:
 
     def robustness(self) -> Column | None:
         """The column that stands for robustness: PGD accuracy, or else the first robust accuracy."""
-        keys = [key for key in self.log_keys() if key.startswith("robust/") and key.endswith("/accuracy")]
+        keys = [key for key in self.log_keys if key.startswith("robust/") and key.endswith("/accuracy")]
         return Column(sorted(keys, key=lambda key: key != "robust/pgd/accuracy")[0]) if keys else None
 
     def finals(self) -> list[Column]:
@@ -238,20 +224,22 @@ class Study:
         return [Column(key) for key in in_order(key for record in self.used for key in record.finals)]
 
     def qualities(self) -> list[Column]:
-        """All columns about explanations, flags and control apart; leads where there is a control."""
-        explain = [Column(key) for key in self.log_keys() if key.startswith("explain/")]
-        plain = [c for c in explain if c.attribution != CONTROL and not c.metric.startswith("flag/")]
-        known = {column.key for column in explain}
+        """All columns about explanations, flags and controls apart; leads where there is a random map."""
+        explain = [Column(key) for key in self.log_keys if key.startswith("explain/")]
+        plain = [c for c in explain if c.attribution not in ("", CONTROL)]
+        plain = [column for column in plain if not column.metric.startswith("flag/")]
+        plain.sort(key=lambda column: place(column.metric))
         leads = [
             Column(column.key, lead=True)
             for column in plain
-            if column.control.key in known and column.fact(self.used).better
+            if column.fact(self.used).better
+            and any(column.chance(record).key in record.curves for record in self.used)
         ]
         return leads + plain
 
     def headline(self) -> list[Column]:
         """The columns of the headline table: accuracies, distances, primary explanation metrics."""
-        keys = self.log_keys()
+        keys = self.log_keys
         columns = [Column(key) for key in ("val/accuracy", "test/accuracy") if key in keys] + self.finals()
         ends = ("/accuracy", "/distance")
         robust = [Column(key) for key in keys if key.startswith("robust/") and key.endswith(ends)]
@@ -284,7 +272,7 @@ def table_csv(study: Study) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["regime", "key", "lead_over_control", "better", "at", "n", "mean", "sd", "values"])
-    columns = [*map(Column, study.log_keys()), *study.finals()]
+    columns = [Column(key) for key in study.log_keys if not key.startswith("lead/")] + study.finals()
     columns += [column for column in study.qualities() if column.lead]
     for column in columns:
         better = column.fact(study.used).better or ""
@@ -310,12 +298,6 @@ def write_whole(path: Path, text: str) -> Path:
 def arrow(better: str | None) -> str:
     """The direction in which more is better."""
     return {"higher": "↑", "lower": "↓"}.get(better or "", "")
-
-
-def words(name: str) -> str:
-    """A key as words: `integrated_gradients` reads `Integrated gradients`."""
-    text = name.replace("_", " ").replace("/", ", ")
-    return text[:1].upper() + text[1:]
 
 
 def significant(value: float) -> str:

@@ -16,6 +16,40 @@ ATTRIBUTIONS = (
     "boundary_integrated_gradients",
 )
 CONTROL = "random_map"
+CONTROLS = ("random_map", "edge_map", "other_image", "untrained")
+ALONE = CONTROLS[:2]  # made of no method
+# Metrics of a full menu: better, low, high, what chance scores, and the best there is; True: a median.
+MENU = {
+    "srg/gain": ("higher", -1, 1, 0.0, 0.62),
+    "srg/most": ("lower", 0, 1, 0.45, 0.12),
+    "srg_blur/gain": ("higher", -1, 1, 0.0, 0.41),
+    "road/difference": ("higher", -1, 1, 0.0, 0.35),
+    "pixel_flipping/logit": ("lower", None, None, 4.1, 1.2),
+    "aopc/probability": ("higher", -1, 1, 0.22, 0.61),
+    "irof": ("higher", None, 1, 0.3, 0.72),
+    "faithfulness_correlation": ("higher", -1, 1, 0.0, 0.55),
+    "infidelity/ninf": ("lower", 0, 1, 0.97, 0.41),
+    "sensitivity_n/mean": ("higher", -1, 1, 0.0, 0.48),
+    "monotonicity/spearman": ("higher", -1, 1, 0.02, 0.44),
+    "stability/max": ("lower", 0, None, 0.9, 0.35),
+    "stability/relative/ros_norm": ("lower", None, None, 1.9, 0.7, True),
+    "stability/similarity/overlap": ("higher", 0, 1, 0.1, 0.75),
+    "stability_attacked/overlap": ("higher", 0, 1, 0.1, 0.66),
+    "drift/spearman": (None, -1, 1, 0.0, 0.8),
+    "entropy": ("lower", 0, 1, 0.96, 0.81),
+    "participation/ratio": ("lower", 0, 1, 0.7, 0.25),
+    "total_variation": ("lower", 0, 4, 1.9, 1.0),
+    "high_frequency": ("lower", 0, 1, 0.63, 0.31),
+    "pointing_game/hit": ("higher", 0, 1, 0.2, 0.86),
+    "energy_game/share": ("higher", 0, 1, 0.2, 0.63),
+    "relevance_rank/share": ("higher", 0, 1, 0.2, 0.58),
+    "grid/share": ("higher", 0, 1, 0.25, 0.71),
+    "randomisation/spearman": ("lower", -1, 1, 0.6, 0.08),
+    "random_logit/cosine": ("lower", -1, 1, 0.7, -0.1),
+    "blind_colour/exactly_zero": ("lower", 0, 1, 0.0, 0.0),
+    "colour_sweep/depth": ("lower", 0, 1, 0.4, 0.15),
+}
+REACH = {"random_map": 0.0, "edge_map": 0.42, "other_image": 0.2, "untrained": 0.1}  # from chance to best
 LAYERS = ("0", "3", "6", "head")
 #          clean  robust distance lead  cosine
 CHARACTER = {
@@ -49,7 +83,65 @@ def facts(keys):
         "loss": fact("lower", 0.0, None),
         "residual": fact("lower", 0.0, None),
     }
-    return {key: known.get(key.rsplit("/", 1)[-1], fact()) for key in keys}
+    return {key: known_of_menu(key) or known.get(key.rsplit("/", 1)[-1], fact()) for key in keys}
+
+
+def known_of_menu(key):
+    """The facts about a metric of the full menu, its control or its lead."""
+    metric = next((metric for metric in MENU if key.endswith(f"/{metric}")), None)
+    kind = {"control": "control", "lead": "lead"}.get(key.partition("/")[0])
+    if metric is None and kind is None:
+        return None
+    better, low, high, *_ = MENU.get(metric, (None, None, None))
+    median = metric in MENU and len(MENU[metric]) > 5
+    plain = fact("higher") if kind == "lead" else fact(better, low, high, median)
+    return plain | ({"kind": kind} if kind else {})
+
+
+def menu_numbers(regime, done, rng):
+    """Scores, controls and leads of the full menu."""
+    robust = CHARACTER.get(regime, CHARACTER["standard"])[1]
+    row = {}
+    for metric, (better, _, _, chance, best, *_) in MENU.items():
+        scale = 0.015 * (abs(best - chance) or 1.0)
+        for control in CONTROLS:
+            for name in [""] if control in ALONE else ATTRIBUTIONS:
+                value = chance + REACH[control] * (best - chance) * (0.6 + 0.4 * robust)
+                head = f"control/{control}/{name}" if name else f"control/{control}"
+                row[f"{head}/{metric}"] = float(value + scale * rng.standard_normal())
+        for place, name in enumerate(ATTRIBUTIONS):
+            skill = done * (0.1 + 0.5 * robust + 0.07 * ((5 * place + len(metric)) % 6))
+            value = float(chance + skill * (best - chance) + scale * rng.standard_normal())
+            row[f"explain/{name}/{metric}"] = value
+            if better:
+                lead = (value - row[f"control/random_map/{metric}"]) * (-1 if better == "lower" else 1)
+                row[f"lead/{name}/{metric}"] = lead
+    return row
+
+
+def write_samples(path, numbers, count=64):
+    """What stands behind the scores of an epoch, in the columns of the callback."""
+    columns = ["kind", "attribution", "control", "metric", "quantity", "better", "mean", "sd", "se", "count"]
+    columns += ["missing", "mean_correct", "count_correct", "lead", "lead_se", "control_mean"]
+    rows = []
+    for key, value in numbers.items():
+        kind, _, rest = key.partition("/")
+        control, _, inner = rest.partition("/") if kind == "control" else ("", "", rest)
+        named = inner.startswith(tuple(f"{name}/" for name in ATTRIBUTIONS))
+        attribution, _, metric = inner.partition("/") if named else ("", "", inner)
+        if kind not in ("explain", "control") or metric.startswith("flag/"):
+            continue
+        metric, _, quantity = metric.partition("/")
+        missing = 0.14 * count if (metric, attribution) == ("irof", "smooth_grad") else 0
+        lead = numbers.get(f"lead/{attribution}/{inner.partition('/')[2]}", "")
+        chance = numbers.get(f"control/random_map/{inner.partition('/')[2]}", "")
+        row = ["score" if kind == "explain" else kind, attribution, control, metric, quantity, "", value]
+        sd = 0.2 * abs(value) + 0.02
+        row += [sd, sd / count**0.5, count, int(missing), 1.04 * value, count - 3, lead]
+        rows.append([*row, sd / count**0.5 if lead != "" else "", chance])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
 
 
 def glyph(digit, rng, side=28):
@@ -63,7 +155,7 @@ def glyph(digit, rng, side=28):
     return np.asarray(page, dtype=np.float32)[None] / 255
 
 
-def epoch_numbers(regime, epoch, epochs, rng):
+def epoch_numbers(regime, epoch, epochs, rng, full=False):
     clean, robust, distance, lead, cosine = CHARACTER.get(regime, CHARACTER["standard"])
     done = 1 - math.exp(-3.2 * (epoch + 1) / epochs)
 
@@ -93,6 +185,8 @@ def epoch_numbers(regime, epoch, epochs, rng):
             row[f"explain/{name}/closeness/lam_hat"] = abs(noisy(6 - 4 * robust, 0.2))
             row[f"explain/{name}/closeness/kappa"] = abs(noisy(1.3, 0.05))
             row[f"explain/{name}/flag/missing"] = 0.02 if regime != "adversarial" else 0.08
+    if full:
+        row |= menu_numbers(regime, done, rng)
     if regime == "bort":
         for depth, layer in enumerate(LAYERS):
             row[f"bort/{layer}/residual"] = abs(noisy((depth + 1) * 0.8 * math.exp(-3 * done) + 0.01, 0.004))
@@ -131,15 +225,15 @@ def write_maps(path, regime, images, rng, seed_keys=()):
     np.savez_compressed(path, **arrays)
 
 
-def fake_run(folder, regime="standard", seed=0, epochs=10, state="finished", images=8, stop=None):
-    """One run folder; `stop` ends it early."""
+def fake_run(folder, regime="standard", seed=0, epochs=10, state="finished", images=8, stop=None, full=False):
+    """One run folder; `stop` ends it early, `full` adds a full menu of metrics with all controls."""
     rng = np.random.default_rng([seed, *map(ord, regime)])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = epochs if stop is None else stop
     rows = []
     for epoch in range(done):
-        numbers = epoch_numbers(regime, epoch, epochs, rng)
+        numbers = epoch_numbers(regime, epoch, epochs, rng, full)
         head = {"epoch": epoch, "step": 141 * (epoch + 1) - 1}
         training = {key: value for key, value in numbers.items() if key.startswith("train/")}
         rows += [head | training, head | {k: v for k, v in numbers.items() if k not in training}]
@@ -148,6 +242,8 @@ def fake_run(folder, regime="standard", seed=0, epochs=10, state="finished", ima
         (folder / "quantities.json").write_text(json.dumps(facts(set().union(*rows) - {"epoch", "step"})))
         for epoch in {0, done - 1}:
             write_maps(folder / f"explanations/epoch_{epoch:03d}.npz", regime, images, rng)
+        if full:
+            write_samples(folder / f"explanations/epoch_{done - 1:03d}.csv", numbers)
     seconds = {"adversarial": 88.0, "bort": 41.0}.get(regime, 36.0) + seed
     status = {"state": state, "epoch": done, "epochs": epochs, "seconds": seconds, "error": None}
     if state == "failed":

@@ -77,7 +77,7 @@ def test_every_metric_and_attribution_can_be_chosen(page, study_folders):
     study = Study(tuple(map(read_run, study_folders)))
     keys = {
         key
-        for key in study.log_keys()
+        for key in study.log_keys
         if key.startswith("explain/") and "/flag/" not in key and "/random_map/" not in key
     }
     assert {entry["key"] for entry in entries} == keys
