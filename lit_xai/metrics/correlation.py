@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from lit_xai import randomness
 from lit_xai.attributions.baselines import Baseline, settled
-from lit_xai.attributions.packing import Rows
 from lit_xai.attributions.path import begun
 from lit_xai.attributions.perturbation import grid
 from lit_xai.attributions.similarity import pearson
 from lit_xai.memory import once
-from lit_xai.metrics.answers import Answers, Places, answers, dealt, everyone, told_apart
+from lit_xai.metrics.answers import Answers, Places, asked, dealt, everyone, own, told_apart
 from lit_xai.metrics.base import Facts, Metric, Quantity, Reduction, Saliency, SignedSum
+from lit_xai.metrics.removal import Looks
+from lit_xai.metrics.shared import clean_logits, logit
 from lit_xai.types import Images, Labels, Scores, require, require_at_least
 
 Table = Bool[Tensor, "subset place"]
@@ -49,7 +50,7 @@ def ablated(
     baseline: float | Baseline = 0.0,
     chunk: int = 64,
 ) -> Ablation:
-    """What the class loses with each subset of the pixels; one forward pass per subset, and one without any.
+    """What the class loses with each subset of the pixels; one forward pass per subset, and one of the image.
 
     Args:
         model: The network.
@@ -60,16 +61,20 @@ def ablated(
         baseline: What is seen in place of a pixel that is gone, with all its channels.
         chunk: Images that pass the model at once.
     """
-    start = begun(baseline, inputs)
-    gone_by_view = torch.cat([torch.zeros_like(table[:1]), table])  # view 0 is the image itself
+    start, gone = begun(baseline, inputs), table.to(inputs.dtype)[:, None]
+    side = inputs.shape[2:]
 
-    def view(image: Rows, number: Rows) -> Images:
-        gone = gone_by_view[number].gather(1, places.index_select(0, image)).view(-1, 1, *inputs.shape[2:])
-        return torch.where(gone, start.index_select(0, image), inputs.index_select(0, image))
+    def harmed(images: slice, some: slice) -> Looks:
+        place, rows = places[images], gone[some]
+        shape = (len(rows), *place.shape)
+        hidden = rows.expand(shape).gather(2, place.expand(shape)).reshape(*shape[:2], 1, *side)
+        return torch.lerp(inputs[images], start[images], hidden)  # exact at 0 and 1
 
-    logits = answers(model, target, view, len(gone_by_view), chunk)
-    whole, left = logits[:, :1], logits[:, 1:]
-    return Ablation(table, places, whole - told_apart(left, logits.abs().amax(1), inputs.dtype))
+    whole = clean_logits(model, inputs, target, chunk)
+    left = asked(model, inputs, target, len(table), harmed, own, chunk).T.double()
+    before = logit(whole, target).double()[:, None]
+    size = torch.maximum(left.abs().amax(1), before.abs()[:, 0])
+    return Ablation(table, places, before - told_apart(left, size, inputs.dtype))
 
 
 def faithfulness_correlation(saliency: Saliency, ablation: Ablation) -> Scores:
@@ -166,8 +171,8 @@ class SensitivityN(Metric):
     `mean` is their mean, for images that have all of them.
 
     Args:
-        samples: Subsets per image and share, at least 3; costs `samples` + 1 forward passes per share, for
-            all methods together, and none where a `FaithfulnessCorrelation` has asked already.
+        samples: Subsets per image and share, at least 3; costs `samples` forward passes per share and one
+            more, for all methods together, and none where a `FaithfulnessCorrelation` has asked already.
         shares: Shares n / pixels, in (0, 1), told apart by four digits.
         baseline: What is seen in place of a pixel, as in `FaithfulnessCorrelation`.
         reduction: Reads a map as one number per pixel, which may be negative.

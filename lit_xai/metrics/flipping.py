@@ -3,7 +3,8 @@
 import math
 from typing import ClassVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lit_xai import randomness
@@ -58,9 +59,15 @@ def aopc(curves: Curves) -> Scores:
     return (curves[:, :1] - curves).mean(dim=1)
 
 
-def area_over(curves: Curves) -> Scores:
-    """Area over a curve relative to its first point: 1 - int f(x_s) / f(x) ds; NaN where f(x) is 0."""
-    shares = curves.new_tensor(levels(curves.shape[1] - 1, curves.shape[1] - 1)) / (curves.shape[1] - 1)
+def area_over(curves: Curves, steps: Int[Tensor, " batch"]) -> Scores:
+    """Area over a curve relative to its first point: 1 - int f(x_s) / f(x) ds; NaN where f(x) is 0.
+
+    Args:
+        curves: What is said after each step.
+        steps: After how many of them nothing is left, per image.
+    """
+    step, last = torch.arange(curves.shape[1]).to(curves), steps[:, None].to(curves)
+    shares = torch.minimum(step, last) / last
     begin = curves[:, :1]
     return 1 - area(shares, (curves / begin).where(begin > 0, math.nan))
 
@@ -237,4 +244,6 @@ class IROF(Removing):
         question = ("ranks of superpixels", *settings, repr(self.reduction))
         ranks = once(question, model, attributions, target, sort)
         said = seen(model, inputs, target, ranks, count, first(range(count + 1)), self.removal, self.chunk)
-        return finite_only(area_over(said["probability"]), attributions)
+        # A segment may hold no pixel.
+        held = parts.new_zeros(len(parts), count).scatter(1, parts.flatten(1), 1).sum(dim=1)
+        return finite_only(area_over(said["probability"], held), attributions)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_xai import randomness
-from lit_xai.metrics.removal import Gone, Looks, Removal
+from lit_xai.metrics.removal import Gone, Looks, Removal, weights
 from lit_xai.types import Images, require_at_least, require_positive
 
 Planes = Float[Tensor, "*planes height width"]
@@ -58,7 +58,7 @@ class LinearImputation(Removal):
         # nothing to go by, and `empty` adds mean and noise.
         deviation = inputs - inputs.mean(dim=(2, 3), keepdim=True)
         filled = imputed(deviation, gone, self.tolerance).add_(empty).clamp_(0, 1)
-        return torch.lerp(inputs, filled, gone[:, :, None].to(inputs.dtype))
+        return torch.lerp(inputs, filled, weights(gone, inputs.dtype))
 
 
 def imputed(inputs: Images, gone: Gone, tolerance: float) -> Looks:
@@ -78,7 +78,7 @@ def imputed(inputs: Images, gone: Gone, tolerance: float) -> Looks:
     Source: Rong et al. 2022, arXiv 2202.00449 (the system); Hestenes and Stiefel 1952, "Methods of conjugate
     gradients for solving linear systems".
     """
-    hidden = gone[:, :, None].to(inputs.dtype)
+    hidden = weights(gone, inputs.dtype)
     height, width = inputs.shape[2:]
     scale = hidden * around(inputs.new_ones(height, width)).clamp(min=1 / 12).rsqrt()  # one pixel: D is 0
     residual = scale * around(inputs * (1 - hidden))
@@ -95,7 +95,7 @@ def imputed(inputs: Images, gone: Gone, tolerance: float) -> Looks:
         residual.addcmul_(length, image, value=-1)
         before, square = square, _product(residual, residual)
         active = square > goal
-        direction.mul_((square / before).where(active, 0)).add_(residual)
+        torch.addcmul(residual, (square / before).where(active, 0), direction, out=direction)
         if step % patience == 0 and not active.any():
             break
     return solution.mul_(scale)

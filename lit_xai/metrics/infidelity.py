@@ -9,21 +9,20 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lit_xai import randomness
 from lit_xai.attributions.baselines import Baseline, FlatImage, settled
-from lit_xai.attributions.packing import Rows
 from lit_xai.attributions.path import begun
 from lit_xai.memory import once
-from lit_xai.metrics.answers import Answers, answers, dealt, everyone, told_apart
+from lit_xai.metrics.answers import Answers, asked, blocks, dealt, everyone, own, told_apart
 from lit_xai.metrics.base import Metric, Quantity
-from lit_xai.metrics.shared import finite_only
+from lit_xai.metrics.removal import Looks
+from lit_xai.metrics.shared import clean_logits, finite_only, logit
 from lit_xai.types import Images, Labels, Scores, require_at_least, require_positive
 
-Weights = Float[Tensor, "row #channel height width"]
-# By the numbers of image and view, 0 for the image as it is: what is seen, and the weights I of the map.
-Disturbed = Callable[[Rows, Rows], tuple[Images, Weights]]
+Weights = Float[Tensor, "view batch #channel height width"]
+# By ranges of images and of views: what is seen, and the weights I of the map.
+Disturbed = Callable[[slice, slice], tuple[Looks, Weights]]
 
 
 class Disturbance(abc.ABC):
@@ -31,7 +30,7 @@ class Disturbance(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, inputs: Images, samples: int) -> Disturbed:
-        """Return the views of each image: 0 shows it as it is, those from 1 to `samples` are drawn."""
+        """Return what makes the views of each image, of which there are `samples`."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,13 @@ class GaussianNoise(Disturbance):
     def __call__(self, inputs: Images, samples: int) -> Disturbed:
         channels, pixels = inputs.shape[1], math.prod(inputs.shape[2:])
         table = randomness.normal(everyone(inputs), 0, (samples, channels, pixels), inputs.dtype)[0]
-        noise, places = F.pad(self.sigma * table, (0, 0, 0, 0, 1, 0)), dealt(inputs)[:, None]
+        noise, places = (self.sigma * table)[:, None], dealt(inputs)[:, None]
 
-        def disturbed(image: Rows, number: Rows) -> tuple[Images, Weights]:
-            before = inputs.index_select(0, image)
-            place = places.index_select(0, image).expand(-1, channels, -1)
-            after = (before - noise[number].gather(2, place).view_as(before)).clamp_(0, 1)
+        def disturbed(images: slice, some: slice) -> tuple[Looks, Weights]:
+            before, draws = inputs[images], noise[some]
+            shape = (len(draws), len(before), channels, pixels)
+            draws = draws.expand(shape).gather(3, places[images].expand(shape))
+            after = (before - draws.reshape(len(draws), *before.shape)).clamp_(0, 1)
             return after, before - after
 
         return disturbed
@@ -98,15 +98,14 @@ class RandomSquares(Disturbance):
         tops = (draws[:, 1] * (height - sides + 1)).long()
         lefts = (draws[:, 2] * (width - sides + 1)).long()
         rows, columns = (torch.arange(size, device=inputs.device) for size in (height, width))
-        drawn = F.pad(torch.stack([sides, tops, lefts], dim=2), (0, 0, 1, 0))
+        drawn = torch.stack([sides, tops, lefts]).transpose(1, 2)[..., None]
         start = begun(self.baseline, inputs)
 
-        def disturbed(image: Rows, number: Rows) -> tuple[Images, Weights]:
-            side, top, left = drawn[image, number][:, :, None].unbind(1)
+        def disturbed(images: slice, some: slice) -> tuple[Looks, Weights]:
+            side, top, left = drawn[:, some, images]
             down, across = (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)
-            inside = down[:, None, :, None] & across[:, None, None, :]
-            hidden, shown = start.index_select(0, image), inputs.index_select(0, image)
-            return torch.where(inside, hidden, shown), inside.to(inputs.dtype)
+            inside = (down[..., None] & across[..., None, :])[:, :, None].to(inputs.dtype)
+            return torch.lerp(inputs[images], start[images], inside), inside  # exact at 0 and 1
 
         return disturbed
 
@@ -119,23 +118,25 @@ def fallen(
 ) -> Answers:
     """What each disturbance takes from the logit, f(x) - f(x'); NaN where that is no more than rounding.
 
-    One forward pass per disturbance, and one without any.
+    One forward pass per disturbance, and that of the image as it is, which others may have asked for.
     """
-    logits = answers(model, target, lambda *rows: disturbed(*rows)[0], samples + 1, chunk)
+    before = logit(clean_logits(model, inputs, target, chunk), target)[None]
+    after = asked(model, inputs, target, samples, lambda *ranges: disturbed(*ranges)[0], own, chunk)
+    logits = torch.cat([before, after]).T.double()
     logits = told_apart(logits, logits.abs().amax(1), inputs.dtype)
     return logits[:, :1] - logits[:, 1:]
 
 
-def claims(attributions: Images, disturbed: Disturbed, samples: int, chunk: int) -> Answers:
+def claims(attributions: Images, disturbed: Disturbed, samples: int) -> Answers:
     """What a map says that each disturbance takes from the logit, <I, A>, in double precision."""
     size = attributions.abs().amax((1, 2, 3), keepdim=True)
     size = size.where(size != 0, 1)
-    maps, sums = attributions / size, []  # of a size that loses no digits in single precision
-    for rows in torch.split(torch.arange(len(maps) * samples, device=maps.device), chunk):
-        image = rows // samples
-        _, weights = disturbed(image, 1 + rows % samples)
-        sums.append((weights * maps.index_select(0, image)).sum((1, 2, 3), dtype=torch.float64))
-    return torch.cat(sums).reshape(len(maps), samples) * size[:, 0, 0].double()
+    maps, columns = attributions / size, []  # of a size that loses no digits in single precision
+    for images, ranges in blocks(attributions, samples):
+        weights = (disturbed(images, some)[1] for some in ranges)
+        sums = [(part * maps[images]).sum((2, 3, 4), dtype=torch.float64) for part in weights]
+        columns.append(torch.cat(sums))
+    return torch.cat(columns, dim=1).T * size[:, 0, 0].double()
 
 
 def infidelity(claimed: Answers, lost: Answers) -> dict[str, Scores]:
@@ -206,5 +207,5 @@ class Infidelity(Metric):
 
         question = ("infidelity", repr(self.disturbance), self.samples)
         disturbed, lost = once(question, model, inputs, target, disturb)
-        scores = infidelity(claims(attributions, disturbed, self.samples, self.chunk), lost)
+        scores = infidelity(claims(attributions, disturbed, self.samples), lost)
         return {name: finite_only(column, attributions) for name, column in scores.items()}

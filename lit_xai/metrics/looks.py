@@ -13,28 +13,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lit_xai import randomness
 from lit_xai.memory import once
+from lit_xai.metrics.answers import asked, own, shuffled
 from lit_xai.metrics.base import Reduction, Saliency
-from lit_xai.metrics.removal import Removal
-from lit_xai.metrics.shared import ascending, order_of, passed
+from lit_xai.metrics.removal import Looks, Removal
+from lit_xai.metrics.shared import passed
 from lit_xai.types import Images, Keys, Labels, Scores
 
 Ranks = Int[Tensor, "batch height width"]
 Curves = Float[Tensor, "batch look"]
 Look = tuple[int, int]
 
-# Numbers in the images that are mixed at once: more do not fit a cache, fewer leave a device idle.
-MIXED = {"cpu": 2**17, "cuda": 2**23}
-
 
 def ranks_of(
     attributions: Images, reduction: Reduction, model: nn.Module, inputs: Images, target: Labels
 ) -> Ranks:
-    """Rank of each pixel by falling saliency; one sorting for all metrics and methods that ask."""
+    """Rank of each pixel by falling saliency; one sorting for all metrics that ask.
+
+    The random order of equal pixels is the same for all methods, metrics and epochs.
+    """
 
     def sort() -> Ranks:
-        saliency, order = order_of(attributions, reduction, model, inputs, target)
-        return _ranks(order).reshape(saliency.shape)
+        saliency = reduction(attributions)
+        pixels = math.prod(inputs.shape[2:])
+        order = once("ties", model, inputs, target, lambda: shuffled(randomness.keys(inputs, "ties"), pixels))
+        return _ranks(saliency.flatten(1), order).reshape(saliency.shape)
 
     return once(("pixel ranks", repr(reduction)), model, attributions, target, sort)
 
@@ -47,7 +51,7 @@ def ranks_of_parts(values: Float[Tensor, "batch part"], parts: Ranks, keys: Keys
         parts: Number of the part that holds the pixel.
         keys: One random key per image; they order parts that are equal.
     """
-    ranks = _ranks(ascending(values[:, None], keys))
+    ranks = _ranks(values, shuffled(keys, values.shape[1]))
     return ranks.gather(1, parts.flatten(1)).reshape(parts.shape)
 
 
@@ -58,7 +62,8 @@ def pixel_ranks(saliency: Saliency, keys: Keys) -> Ranks:
         saliency: One number per pixel.
         keys: One random key per image.
     """
-    return _ranks(ascending(saliency, keys)).reshape(saliency.shape)
+    values = saliency.flatten(1)
+    return _ranks(values, shuffled(keys, values.shape[1])).reshape(saliency.shape)
 
 
 def levels(count: int, steps: int) -> list[int]:
@@ -114,57 +119,37 @@ def seen(
             known[look] = _read(logits[None], target)[:, 0]
     missing = [look for look in dict.fromkeys(looks) if look not in known]
     if missing:
-        said = _asked(model, inputs, empty, ranks, missing, removal, chunk)
-        known.update(zip(missing, _read(said, target).unbind(1), strict=True))
+        bounds = torch.tensor(missing, device=inputs.device)[:, :, None, None, None]
+
+        def mixed(images: slice, some: slice) -> Looks:
+            (low, high), rank = bounds[some].unbind(1), ranks[images]
+            gone = rank < high
+            if any(begin for begin, _ in missing[some]):
+                gone &= rank >= low
+            return removal.fill(inputs[images], gone, empty[images])
+
+        said = asked(model, inputs, target, len(missing), mixed, _read, chunk)
+        known.update(zip(missing, said.unbind(1), strict=True))
     columns = torch.stack([known[look] for look in looks], dim=2)
     return dict(zip(("logit", "probability", "decided"), columns, strict=True))
 
 
-def area(shares: Float[Tensor, " look"], curves: Curves) -> Scores:
+def area(shares: Float[Tensor, "*#batch look"], curves: Curves) -> Scores:
     """Area under each curve by the trapezoid rule, over the share of pixels in [0, 1]."""
     return torch.trapezoid(curves, shares, dim=1)
 
 
-def _asked(
-    model: nn.Module,
-    inputs: Images,
-    empty: Images,
-    ranks: Ranks,
-    looks: Sequence[Look],
-    removal: Removal,
-    chunk: int,
-) -> Float[Tensor, "look batch class"]:
-    """Logits of every image in every look; as many are mixed at once as are worth it."""
-    bounds = torch.tensor(looks, device=inputs.device)[:, :, None, None, None]
-    room = max(1, MIXED.get(inputs.device.type, MIXED["cuda"]) // math.prod(inputs.shape[1:]))
-    block = max(1, math.ceil(len(inputs) / max(1, math.ceil(len(inputs) / room))))
-    said = []
-    with torch.no_grad():
-        for images in range(0, max(1, len(inputs)), block):
-            whole, blank, rank = (given[images : images + block] for given in (inputs, empty, ranks))
-            logits = []
-            together = max(1, room // max(1, len(whole)))
-            for look in range(0, len(looks), together):
-                low, high = bounds[look : look + together].unbind(1)
-                gone = rank < high
-                if any(begin for begin, _ in looks[look : look + together]):
-                    gone &= rank >= low
-                mixed = removal.fill(whole, gone, blank)
-                answer = passed(model, mixed.flatten(0, 1), chunk)
-                logits.append(answer.reshape(*mixed.shape[:2], answer.shape[1]))
-            said.append(torch.cat(logits))
-    return torch.cat(said, dim=1)
-
-
 def _read(logits: Float[Tensor, "look batch class"], target: Labels) -> Float[Tensor, "3 look batch"]:
     """Logit and probability of the target, and 1 where it has the largest logit."""
-    own = target.expand(len(logits), -1)[:, :, None]
-    logit = logits.gather(2, own)[:, :, 0]
-    probability = logits.softmax(dim=2).gather(2, own)[:, :, 0]
-    return torch.stack([logit, probability, (logits.argmax(dim=2) == target).to(logits.dtype)])
+    decided = (logits.argmax(dim=2) == target) & logits.isfinite().all(dim=2)
+    columns = (own(logits, target), own(logits.softmax(dim=2), target), decided.to(logits.dtype))
+    return torch.stack(columns)
 
 
-def _ranks(order: Int[Tensor, "batch pixel"]) -> Int[Tensor, "batch pixel"]:
-    """Ranks, 0 for the last in the order."""
-    falling = torch.arange(order.shape[1] - 1, -1, -1, device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(1, order, falling)
+def _ranks(
+    values: Float[Tensor, "batch thing"], order: Int[Tensor, "batch thing"]
+) -> Int[Tensor, "batch thing"]:
+    """Ranks by falling value; equal ones by their order."""
+    falling = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, falling, rank)

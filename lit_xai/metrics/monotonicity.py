@@ -5,45 +5,17 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from lit_xai.attributions.baselines import Baseline, settled
-from lit_xai.attributions.packing import Rows
-from lit_xai.attributions.path import begun
 from lit_xai.attributions.similarity import spearman
-from lit_xai.metrics.answers import ROUNDINGS, Answers, Places, answers, told_apart
-from lit_xai.metrics.base import AbsoluteSum, Metric, Quantity, Reduction
-from lit_xai.metrics.shared import finite_only, order_of
+from lit_xai.metrics.answers import ROUNDINGS, Answers, told_apart
+from lit_xai.metrics.base import AbsoluteSum, Quantity, Reduction
+from lit_xai.metrics.faithfulness import BLACK, Removing
+from lit_xai.metrics.flipping import flipping_curves
+from lit_xai.metrics.looks import ranks_of
+from lit_xai.metrics.removal import Removal
+from lit_xai.metrics.shared import finite_only
 from lit_xai.types import Images, Labels, Scores, require_at_least
 
 ABSOLUTE = AbsoluteSum()
-
-
-def revealed(
-    model: nn.Module, inputs: Images, target: Labels, order: Places, start: Images, steps: int, chunk: int
-) -> Answers:
-    """Logit of the target while the pixels of an image come in an order, from none to all of them.
-
-    Args:
-        model: The network.
-        inputs: Pixels.
-        target: The class whose logit is followed.
-        order: Positions of the pixels, those that come first first.
-        start: What is seen before a pixel comes.
-        steps: Groups of pixels, of equal size but for one pixel; at most one per pixel is made.
-        chunk: Images that pass the model at once.
-    """
-    pixels = order.shape[1]
-    steps = min(steps, pixels)
-    counts = torch.tensor([round(pixels * step / steps) for step in range(steps + 1)], device=order.device)
-    ranks = torch.empty_like(order).scatter(
-        1, order, torch.arange(pixels, device=order.device).expand_as(order)
-    )
-
-    def view(image: Rows, number: Rows) -> Images:
-        shown = ranks.index_select(0, image) < counts[number, None]
-        before, after = start.index_select(0, image), inputs.index_select(0, image)
-        return torch.where(shown.view(-1, 1, *inputs.shape[2:]), after, before)
-
-    return answers(model, target, view, steps + 1, chunk)
 
 
 def monotonicity(logits: Answers, dtype: torch.dtype) -> dict[str, Scores]:
@@ -67,10 +39,13 @@ def monotonicity(logits: Answers, dtype: torch.dtype) -> dict[str, Scores]:
     return {"rising": rising, "spearman": spearman(step[:, None], climbed[:, None])}
 
 
-class Monotonicity(Metric):
+class Monotonicity(Removing):
     """Whether the class gains with every group of pixels that comes, in the order of rising |A|.
 
     x_k = x where the rank of |A| is below k g, else b;    f_k = the logit of the target at x_k
+
+    It is the curve of `PixelFlipping` with the same operator, reduction and steps, read backwards, and costs
+    nothing beside that.
 
     * rising: share of the steps with f_k >= f_{k-1};
     * spearman: rank correlation of k and f_k.
@@ -80,9 +55,9 @@ class Monotonicity(Metric):
     a map that is zero in random order as a whole.
 
     Args:
-        steps: Groups of pixels, at least 2; costs `steps` + 1 forward passes.
-        baseline: What is seen before a pixel comes: the value of a flat image, in [0, 1], 0 being black; or a
-            `Baseline`, of which one image is drawn per image scored.
+        steps: Groups of pixels, at least 2; costs `steps` + 1 forward passes, of which two are shared by all
+            maps.
+        removal: What is seen before a pixel comes.
         reduction: Reads a map as one number per pixel; the least comes first.
         chunk: Images that pass the model at once, at least 1.
 
@@ -102,21 +77,18 @@ class Monotonicity(Metric):
     def __init__(
         self,
         steps: int = 28,
-        baseline: float | Baseline = 0.0,
+        removal: Removal = BLACK,
         reduction: Reduction = ABSOLUTE,
         chunk: int = 64,
     ) -> None:
         require_at_least(2, steps=steps)
-        require_at_least(1, chunk=chunk)
-        super().__init__()
-        self.steps, self.baseline = steps, settled(baseline)
-        self.reduction, self.chunk = reduction, chunk
+        super().__init__(removal, reduction, chunk)
+        self.steps = steps
 
     def score(
         self, model: nn.Module, inputs: Images, target: Labels, attributions: Images
     ) -> dict[str, Scores]:
-        _, order = order_of(attributions, self.reduction, model, inputs, target)
-        start = begun(self.baseline, inputs)
-        curve = revealed(model, inputs, target, order, start, self.steps, self.chunk)
-        scores = monotonicity(curve, inputs.dtype)
+        ranks = ranks_of(attributions, self.reduction, model, inputs, target)
+        curve = flipping_curves(model, inputs, target, ranks, self.removal, self.steps, self.chunk)[1]
+        scores = monotonicity(curve.flip(1).double(), inputs.dtype)
         return {name: finite_only(column, attributions) for name, column in scores.items()}

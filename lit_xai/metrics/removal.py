@@ -4,9 +4,8 @@ import abc
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_xai import randomness
 from lit_xai.types import Images, require_at_least, require_positive
@@ -33,7 +32,7 @@ class Removal(abc.ABC):
             empty: What the operator itself returned for these images.
         """
         # Exact at 0 and 1, and several times faster than `where`, which does not broadcast well.
-        return torch.lerp(inputs, empty, gone[:, :, None].to(inputs.dtype))
+        return torch.lerp(inputs, empty, weights(gone, inputs.dtype))
 
     @property
     def channels(self) -> int | None:
@@ -129,18 +128,23 @@ class Blur(Removal):
             raise ValueError(f"`kernel` must be odd, got {self.kernel!r}.")
 
     def __call__(self, inputs: Images) -> Images:
-        channels, height, width = inputs.shape[1:]
+        height, width = inputs.shape[2:]
         scale = min(height, width) / self.side
         radius = max(1, round((self.kernel - 1) / 2 * scale))
-        offset = torch.arange(-radius, radius + 1, device=inputs.device, dtype=inputs.dtype)
-        weights = torch.softmax(-((offset / (self.sigma * scale)) ** 2) / 2, dim=0)
-        column = weights.reshape(1, 1, -1, 1).expand(channels, -1, -1, -1)
-        down, across = (_mirror(size, radius, inputs.device) for size in (height, width))
-        blurred = F.conv2d(inputs[:, :, down], column, groups=channels)
-        return F.conv2d(blurred[..., across], column.transpose(2, 3), groups=channels)
+        offset = torch.arange(-radius, radius + 1, dtype=inputs.dtype)
+        bell = torch.softmax(-((offset / (self.sigma * scale)) ** 2) / 2, dim=0)
+        down, across = (_smearing(bell, size).to(inputs.device) for size in (height, width))
+        return down @ inputs @ across.T
 
 
-def _mirror(size: int, radius: int, device: torch.device) -> Int[Tensor, " pixel"]:
-    """Positions of a row that is mirrored at both ends, edges repeated, as often as the radius asks for."""
-    lap = torch.arange(-radius, size + radius, device=device) % (2 * size)
-    return torch.minimum(lap, 2 * size - 1 - lap)
+def weights(gone: Gone, dtype: torch.dtype) -> Float[Tensor, "look batch 1 height width"]:
+    """1 where a pixel is removed, 0 elsewhere; read as bytes, which are converted several times faster."""
+    return gone.view(torch.uint8)[:, :, None].to(dtype)
+
+
+def _smearing(bell: Float[Tensor, " offset"], size: int) -> Float[Tensor, "{size} {size}"]:
+    """Weights of the pixels of a row in each of its pixels, the row mirrored at both ends, edges repeated."""
+    radius = len(bell) // 2
+    lap = torch.arange(-radius, size + radius) % (2 * size)
+    seen = torch.minimum(lap, 2 * size - 1 - lap).unfold(0, len(bell), 1)
+    return bell.new_zeros(size, size).scatter_add(1, seen, bell.expand(size, -1))

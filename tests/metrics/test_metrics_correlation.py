@@ -245,7 +245,7 @@ def test_forward_passes_are_those_told_and_are_shared_by_methods_and_metrics(rel
     methods = {"saliency": Saliency(), "random_map": RandomMap()}
     for metric, cost in (
         (METRICS[0], 20 + 1),
-        (METRICS[1], 3 * (20 + 1)),
+        (METRICS[1], 3 * 20 + 1),
         (METRICS[2], 9 + 1),
     ):
         counted = Counted(relu_net)
@@ -258,7 +258,7 @@ def test_forward_passes_are_those_told_and_are_shared_by_methods_and_metrics(rel
         "sizes": FaithfulnessCorrelation(20, 0.2, reduction=AbsoluteSum()),
     }
     explain(counted, inputs, target, methods, shells, 0)
-    assert counted.forwards == 5 * (1 + 2 * (20 + 1))
+    assert counted.forwards == 5 * (1 + 2 * 20 + 1)
 
 
 @pytest.mark.parametrize(

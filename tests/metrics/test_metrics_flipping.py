@@ -11,7 +11,7 @@ from torch import nn
 from lit_xai import randomness
 from lit_xai.evaluation.passes import Counted
 from lit_xai.memory import remembering
-from lit_xai.metrics import AbsoluteSum, Facts
+from lit_xai.metrics import AbsoluteSum, Facts, flipping
 from lit_xai.metrics.faithfulness import Perturbation
 from lit_xai.metrics.flipping import AOPC, IROF, PixelFlipping, aopc, area_over, flipping_curves
 from lit_xai.metrics.looks import pixel_ranks
@@ -146,17 +146,27 @@ def test_removal_of_superpixels_equals_a_slow_twin_on_colour_images(case, rounds
     got = scored(IROF(3, rounds, 0.5, **chosen), *case)[""]
     for image in range(5):
         curve = probabilities[image].numpy()
-        if len(curve) == 10:  # each segment holds a pixel
-            expected = 1 - np.trapezoid(curve / curve[0], np.linspace(0, 1, 10))
-            assert float(got[image]) == pytest.approx(expected, abs=1e-12)
-    assert sum(len(curve) == 10 for curve in probabilities) >= 4
+        expected = 1 - np.trapezoid(curve / curve[0], np.linspace(0, 1, len(curve)))
+        assert float(got[image]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_areas_have_closed_forms():
     curves = torch.tensor([[1.0, 0.5, 0.0], [0.5, 0.5, 0.5], [0.0, 0.3, 0.6]], dtype=torch.float64)
     torch.testing.assert_close(aopc(curves), torch.tensor([0.5, 0.0, -0.3], dtype=torch.float64))
     expected = torch.tensor([0.5, 0.0, math.nan], dtype=torch.float64)
-    torch.testing.assert_close(area_over(curves), expected, equal_nan=True)
+    torch.testing.assert_close(area_over(curves, torch.full((3,), 2)), expected, equal_nan=True)
+
+
+def test_a_segment_without_pixels_is_no_step(monkeypatch):
+    """What has no pixel does not go last, and the curve ends where the image does."""
+    net, inputs, target, maps = grey_case()
+    parts = (torch.arange(64).reshape(8, 8) // 16).expand(6, -1, -1)
+    expected = None
+    for count in (4, 5, 9):
+        monkeypatch.setattr(flipping, "superpixels", lambda *_, count=count: (parts, count))
+        got = scored(IROF(3), net, inputs, target, maps, torch.arange(6))[""]
+        expected = got if expected is None else expected
+        torch.testing.assert_close(got, expected)
 
 
 def test_on_a_linear_model_the_falls_are_those_of_the_weights():

@@ -147,6 +147,18 @@ def test_accuracy_that_is_left_equals_a_slow_twin_on_colour_images(channels):
     assert float(metric.compute()["most"]) == pytest.approx(float(expected["most"].mean()), abs=1e-6)
 
 
+def test_logits_that_are_not_finite_decide_nothing():
+    class Broken(nn.Module):
+        def forward(self, inputs):
+            return inputs.new_full((len(inputs), 3), math.nan)
+
+    target = torch.zeros(2, dtype=torch.int64)
+    seen = scored(
+        ROAD((0.5,), GREY), Broken(), torch.rand(2, 1, 4, 4), target, torch.randn(2, 1, 4, 4), IDS[:2]
+    )
+    assert all((column == 0).all() for column in seen.values())
+
+
 def test_decisions_by_share(case):
     net, inputs, target, maps = case
     most, least = decisions(net, inputs, target, pixel_ranks(maps.sum(1), IDS), GREY, (0.25, 0.5), 64)

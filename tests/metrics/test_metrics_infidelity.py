@@ -42,9 +42,8 @@ def scored(metric, model, inputs, target, maps, ids=None):
 def views(kind, inputs, samples):
     """All views of all images, and their weights, one image after the other."""
     with randomness.keyed(0, names(len(inputs))):
-        rows = torch.arange(len(inputs) * samples)
-        after, weights = kind(inputs, samples)(rows // samples, 1 + rows % samples)
-        return after, weights.expand_as(after)
+        after, weights = kind(inputs, samples)(slice(None), slice(None))
+        return tuple(part.transpose(0, 1).flatten(0, 1) for part in (after, weights.expand_as(after)))
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ def test_every_square_is_taken_out_of_the_unharmed_image(subject):
     inputs = inputs * 0.5 + 0.4  # nowhere at the baseline, so that what is hidden can be seen
     kept = Kept(net)
     scores = scored(Infidelity(RandomSquares(4), 40, chunk=7), kept, inputs, target, maps)
-    images = torch.cat(kept.images).reshape(4, 41, 2, 8, 8)
+    images = torch.cat(kept.images).reshape(41, 4, 2, 8, 8).transpose(0, 1)  # the unharmed ones first
     assert torch.equal(images[:, 0], inputs)
     changed = images[:, 1:] != inputs[:, None]
     sides = set()

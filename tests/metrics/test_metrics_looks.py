@@ -9,8 +9,7 @@ from torch import nn
 
 from lit_xai import randomness
 from lit_xai.memory import remembering
-from lit_xai.metrics import SignedSum
-from lit_xai.metrics import looks as room
+from lit_xai.metrics import SignedSum, answers
 from lit_xai.metrics.looks import area, first, last, levels, pixel_ranks, ranks_of, ranks_of_parts, seen
 from lit_xai.metrics.removal import Constant
 
@@ -79,7 +78,7 @@ def test_however_many_are_mixed_at_once_the_model_says_the_same(monkeypatch, mix
     target, grey = net(inputs).argmax(1), Constant(0.5)
     ranks = pixel_ranks(torch.randn(5, 8, 8), IDS)
     looks = [(0, 0), (3, 20), (0, 64), (0, 9), (40, 64), (3, 20), (64, 64)]
-    monkeypatch.setitem(room.MIXED, "cpu", mixed)
+    monkeypatch.setitem(answers.MADE, "cpu", mixed)
     counted = Recorder(net)
     said = seen(counted, inputs, target, ranks, 64, looks, grey, chunk)
     assert sum(counted.calls) == 5 * 5  # two looks are twice the same

@@ -12,9 +12,8 @@ from torch import nn
 from lit_xai import randomness
 from lit_xai.attributions import InputXGradient, Saliency
 from lit_xai.evaluation.passes import Counted
-from lit_xai.metrics import RandomMap, SignedSum
-from lit_xai.metrics.monotonicity import Monotonicity, monotonicity, revealed
-from lit_xai.metrics.shared import order_of
+from lit_xai.metrics import Constant, PixelFlipping, RandomMap, SignedSum
+from lit_xai.metrics.monotonicity import Monotonicity, monotonicity
 from lit_xai.observe import explain
 
 
@@ -55,7 +54,7 @@ def test_one_pixel_at_a_time_the_share_is_that_of_the_pixels_that_speak_for_the_
 def test_it_equals_its_slow_twin():
     net, inputs = tiny_net(nn.ReLU, torch.float64), torch.rand(3, 2, 8, 8, dtype=torch.float64)
     target, maps = torch.tensor([0, 1, 2]), torch.randn(3, 2, 8, 8, dtype=torch.float64)
-    scores = scored(Monotonicity(9, baseline=0.5), net, inputs, target, maps)
+    scores = scored(Monotonicity(9, Constant(0.5)), net, inputs, target, maps)
     for image in range(3):
         order = maps[image].abs().sum(0).flatten().argsort().tolist()
         seen, curve = torch.full((2, 64), 0.5, dtype=torch.float64), []
@@ -76,14 +75,15 @@ def test_the_least_salient_come_first_by_the_reduction():
     weight = torch.randn(1, 6, 6)
     model, inputs, target = linear(weight, torch.full((1, 1, 6, 6), 0.5))
     maps = InputXGradient()(model, inputs, target)
-    with randomness.keyed(0, torch.tensor([1])):
-        _, order = order_of(maps, SignedSum(), model, inputs, target)
-    curve = revealed(model, inputs, target, order, torch.zeros_like(inputs), 36, 7)[0]
-    turn = int((weight < 0).sum())
-    assert (curve[: turn + 1].diff() < 0).all()
-    assert (curve[turn:].diff() > 0).all()
-    assert float(curve[0]) == 0
-    assert float(curve[-1]) == pytest.approx(float(model(inputs)[0, 0].detach()), abs=1e-12)
+    rising = (weight > 0).double().mean()
+    signed = Monotonicity(36, reduction=SignedSum())
+    by_sign, by_size = (scored(metric, model, inputs, target, maps) for metric in (signed, Monotonicity(36)))
+    falls = torch.cat([maps.flatten().sort().values.new_zeros(1), maps.flatten().sort().values.cumsum(0)])
+    expected = stats.spearmanr(range(37), falls)[0]
+    for scores in (by_sign, by_size):
+        assert float(scores["rising"]) == pytest.approx(float(rising))
+    assert float(by_sign["spearman"]) == pytest.approx(expected, abs=1e-9)
+    assert float(by_size["spearman"]) != pytest.approx(expected, abs=1e-3)
 
 
 def test_steps_that_show_nothing_are_none():
@@ -144,10 +144,15 @@ def test_forward_passes_are_those_told(relu_net, batch):
     assert (counted.forwards, counted.backwards) == (5 * (1 + 9 + 1), 5)
 
 
+def test_it_costs_nothing_beside_flipping_in_the_same_order(relu_net, batch):
+    counted = Counted(relu_net)
+    flipping = PixelFlipping(9, reduction=Monotonicity().reduction)
+    explain(counted, *batch, {"map": RandomMap()}, {"flipping": flipping, "it": Monotonicity(9)}, 0)
+    assert counted.forwards == 5 * (9 + 1)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"`steps` must be at least 2, got 1\."):
         Monotonicity(1)
     with pytest.raises(ValueError, match=r"`chunk` must be at least 1, got 0\."):
         Monotonicity(chunk=0)
-    with pytest.raises(ValueError, match=r"`baseline` must lie in \[0, 1\], got -1.0."):
-        Monotonicity(baseline=-1.0)
