@@ -1,7 +1,7 @@
 """How alike two maps are: one number per image, in double precision.
 
-Maps have one number per pixel here. What has no meaning for a pair is NaN: maps that are not finite, and for
-a correlation those that are constant.
+Maps have one number per pixel here, but for a cosine. What has no meaning for a pair is NaN: maps that are
+not finite, for a cosine those that are zero, and for a correlation those that are constant.
 """
 
 import math
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from lit_xai.types import Images, Scores, require
 
 Places = Float[Tensor, "batch height width"]
-Rows = Float[Tensor, "batch pixel"]
+Rows = Float[Tensor, "batch value"]
+Maps = Float[Tensor, "batch ..."]
 
 
 def shares(maps: Images) -> Places:
@@ -25,6 +26,26 @@ def shares(maps: Images) -> Places:
     sizes = maps.abs().sum(1)
     total = sizes.sum((1, 2), keepdim=True)
     return sizes / total.clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def scaled(maps: Places) -> Places:
+    """Maps over the sum of their absolute values, in double precision; NaN for one that is zero."""
+    values = maps.double()
+    values = values / values.abs().amax((1, 2), keepdim=True)
+    return values / values.abs().sum((1, 2), keepdim=True)
+
+
+def unit(maps: Maps) -> Rows:
+    """Maps of length 1, in double precision, whatever their scale; NaN for one that is zero or not finite."""
+    rows = maps.flatten(1).double()
+    rows = rows / rows.abs().amax(1, keepdim=True)
+    units: Rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return units
+
+
+def cosine(first: Maps, second: Maps) -> Scores:
+    """Cosine of the angle between the values of two maps."""
+    return (unit(first) * unit(second)).sum(1).clamp(-1, 1)
 
 
 def ssim(first: Places, second: Places, window: int = 7) -> Scores:
@@ -54,7 +75,8 @@ def ssim(first: Places, second: Places, window: int = 7) -> Scores:
     a, b = 0.01**2, 0.03**2
     offset = low / scale
     x, y = (x - low) / scale, (y - low) / scale  # variances of small numbers lose no digits
-    moments = F.avg_pool2d(torch.cat([x, y, x * x, y * y, x * y], dim=1), side, 1)
+    moments = torch.cat([x, y, x * x, y * y, x * y], dim=1)
+    moments = moments.unfold(2, side, 1).mean(-1).unfold(3, side, 1).mean(-1)  # down, then across
     mean_x, mean_y, xx, yy, xy = torch.split(moments, 1, dim=1)
     var_x, var_y, covariance = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
     mean_x, mean_y = mean_x + offset, mean_y + offset
@@ -65,12 +87,11 @@ def ssim(first: Places, second: Places, window: int = 7) -> Scores:
 
 
 def spearman(first: Places, second: Places) -> Scores:
-    """Correlation of the ranks of the pixels; equal values share the mean of their ranks.
+    """Correlation of the ranks of the pixels, see `ranks`.
 
     Source: Spearman 1904, "The proof and measurement of association between two things".
     """
-    likeness = _correlation(_ranks(first.flatten(1).double()), _ranks(second.flatten(1).double()))
-    return likeness.where(_finite(first, second), math.nan)
+    return pearson(ranks(first), ranks(second))
 
 
 def pearson(first: Places, second: Places) -> Scores:
@@ -78,8 +99,25 @@ def pearson(first: Places, second: Places) -> Scores:
 
     Source: Pearson 1895, "Note on regression and inheritance in the case of two parents".
     """
-    likeness = _correlation(first.flatten(1).double(), second.flatten(1).double())
-    return likeness.where(_finite(first, second), math.nan)
+    x, y = _centred(first), _centred(second)
+    correlation: Tensor = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))
+    return correlation.clamp(-1, 1)
+
+
+def ranks(maps: Places) -> Places:
+    """Ranks of the pixels from 1, the mean of them where values are equal; NaN for a map that is not finite.
+
+    `spearman(a, b)` is `pearson(ranks(a), ranks(b))`: a map that is compared with many is ranked once.
+    """
+    rows = maps.flatten(1)
+    ordered, order = rows.sort(dim=1)
+    place = torch.arange(rows.shape[1], device=rows.device)
+    differs = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(F.pad(differs, (1, 0), value=True), place, 0).cummax(1).values
+    last = torch.where(F.pad(differs, (0, 1), value=True), place, len(place)).flip(1).cummin(1).values.flip(1)
+    mean = (first + last + 2).double() / 2
+    ranked = torch.empty_like(mean).scatter(1, order, mean)
+    return ranked.where(rows.isfinite().all(1, keepdim=True), math.nan).view_as(maps)
 
 
 def overlap(first: Places, second: Places, share: float = 0.1) -> Scores:
@@ -116,26 +154,11 @@ def most(share: float, pixels: int) -> int:
     return max(1, round(share * pixels))
 
 
-def _ranks(rows: Rows) -> Rows:
-    """Ranks from 1, the mean of them where values are equal."""
-    ordered, order = rows.sort(dim=1)
-    place = torch.arange(rows.shape[1], device=rows.device)
-    differs = ordered[:, 1:] != ordered[:, :-1]
-    first = torch.where(F.pad(differs, (1, 0), value=True), place, 0).cummax(1).values
-    last = torch.where(F.pad(differs, (0, 1), value=True), place, len(place)).flip(1).cummin(1).values.flip(1)
-    return torch.empty_like(rows).scatter(1, order, (first + last + 2).to(rows.dtype) / 2)
-
-
-def _correlation(first: Rows, second: Rows) -> Scores:
-    x, y = ((rows - rows.mean(1, keepdim=True)) / _range(rows) for rows in (first, second))
-    correlation: Tensor = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))
-    return correlation.clamp(-1, 1)
-
-
-def _range(rows: Rows) -> Float[Tensor, "batch 1"]:
-    """Largest less smallest value; NaN for a row without difference, as a mean may miss it by a digit."""
-    spread = rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
-    return spread.where(spread > 0, math.nan)
+def _centred(maps: Places) -> Rows:
+    """Maps less their mean, over their range; NaN for one without any, as a mean may miss it by a digit."""
+    rows = maps.flatten(1).double()
+    span = rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
+    return (rows - rows.mean(1, keepdim=True)) / span.where(span > 0, math.nan)
 
 
 def _finite(first: Places, second: Places) -> Tensor:

@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_xai.attacks.losses import CE
+from lit_xai.attributions.similarity import cosine, unit
 from lit_xai.memory import once
 from lit_xai.metrics.base import Facts, Metric, Quantity
 from lit_xai.metrics.shared import clean_logits
 from lit_xai.types import Images, Labels, Logits, Scores, require, require_at_least
-
-Rows = Float[Tensor, "batch value"]
-Maps = Float[Tensor, "batch ..."]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +29,6 @@ class Slopes:
     loss: Images
 
 
-def cosine(first: Maps, second: Maps) -> Scores:
-    """Cosine of two maps per image, in double precision; NaN where one is zero or not finite."""
-    return (_unit(first) * _unit(second)).sum(1).clamp(-1, 1)
-
-
 def alignment(inputs: Images, slope: Images) -> Scores:
     """Length of an image along the direction of a gradient; NaN where that is zero or not finite.
 
@@ -46,7 +38,7 @@ def alignment(inputs: Images, slope: Images) -> Scores:
         inputs: x, the image.
         slope: g, a gradient.
     """
-    return (inputs.flatten(1).double() * _unit(slope)).sum(1).abs()
+    return (inputs.flatten(1).double() * unit(slope)).sum(1).abs()
 
 
 def centred(inputs: Images) -> Images:
@@ -94,7 +86,7 @@ def curvature(model: nn.Module, inputs: Images, target: Labels) -> tuple[Scores,
     with torch.enable_grad():
         points, logits = _followed(model, inputs)
         (slope,) = torch.autograd.grad(cross_entropy(logits, target).sum(), points, create_graph=True)
-        direction = _unit(slope.detach()).nan_to_num().to(slope.dtype).view_as(slope)
+        direction = unit(slope.detach()).nan_to_num().to(slope.dtype).view_as(slope)
         (turn,) = torch.autograd.grad((slope * direction).sum(), points, materialize_grads=True)
     length, bend = _norm(slope.detach()), _norm(turn)
     valid = (length > 0) & length.isfinite() & bend.isfinite()
@@ -102,7 +94,7 @@ def curvature(model: nn.Module, inputs: Images, target: Labels) -> tuple[Scores,
 
 
 def cross_entropy(logits: Logits, target: Labels) -> Scores:
-    """Cross entropy whose first two derivatives keep their digits however sure the model is.
+    """Cross entropy whose first two derivatives keep their digits however sure of the target the model is.
 
     l = log(1 + e^h),    h = log sum_{j != y} exp z_j - z_y
     """
@@ -255,14 +247,6 @@ def _followed(model: nn.Module, inputs: Images) -> tuple[Images, Logits]:
     return points, model(points).to(points.dtype)
 
 
-def _unit(maps: Maps) -> Rows:
-    """Maps of length 1, in double precision, whatever their scale; NaN for one that is zero or not finite."""
-    rows = maps.flatten(1).double()
-    rows = rows / rows.abs().amax(1, keepdim=True)
-    unit: Rows = rows / rows.norm(dim=1, keepdim=True)
-    return unit
-
-
-def _norm(maps: Maps, order: int = 2) -> Scores:
+def _norm(maps: Images, order: int = 2) -> Scores:
     norm: Tensor = maps.flatten(1).double().norm(order, dim=1)
     return norm

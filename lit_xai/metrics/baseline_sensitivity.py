@@ -2,15 +2,13 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from lit_xai import randomness
 from lit_xai.attacks.base import Boundary, Search
@@ -19,7 +17,7 @@ from lit_xai.attacks.portfolio import ClosestBoundary
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.baselines import Baseline, FlatImage, NoiseImage
 from lit_xai.attributions.boundary import OnBoundary
-from lit_xai.attributions.similarity import spearman
+from lit_xai.attributions.similarity import pearson, ranks, unit
 from lit_xai.metrics.base import Metric, Quantity, SignedSum
 from lit_xai.metrics.shared import maps_of
 from lit_xai.types import Images, Keys, Labels, Scores, require, require_at_least
@@ -40,10 +38,11 @@ def disagreement(maps: Sequence[Images]) -> dict[str, Scores]:
         maps: At least two maps per image.
     """
     require(len(maps) >= 2, f"`maps` must be at least 2 per image, got {len(maps)}.")
-    count, pairs = len(maps), list(itertools.combinations([SIGNED(some.double()).abs() for some in maps], 2))
-    total = reduce(torch.add, map(_unit, maps))  # of unit vectors: its square has each pair twice
+    count = len(maps)
+    pairs = itertools.combinations([ranks(SIGNED(some.double()).abs()) for some in maps], 2)
+    total = reduce(torch.add, map(unit, maps))  # of unit vectors: its square has each pair twice
     cosine = (total.square().sum(1) - count) / (count * (count - 1))
-    rank = torch.stack([spearman(first, second) for first, second in pairs]).mean(0)
+    rank = torch.stack([pearson(first, second) for first, second in pairs]).mean(0)
     return {"cosine": (1 - cosine).clamp(min=0), "spearman": (1 - rank).clamp(min=0)}
 
 
@@ -141,11 +140,3 @@ def _searched_at_random(attribution: Attribution) -> bool:
     """Whether the method stands on a boundary whose search starts at random places."""
     search = attribution.search if isinstance(attribution, OnBoundary) else None
     return isinstance(search, PGDGrid) or (isinstance(search, ClosestBoundary) and search.starts > 0)
-
-
-def _unit(maps: Images) -> Float[Tensor, "batch value"]:
-    """The maps at length 1, in double precision; NaN for one that is zero or not finite."""
-    values = maps.flatten(1).double()
-    length = values.norm(dim=1, keepdim=True)
-    units: Tensor = values / length.where(length > 0, math.nan)
-    return units

@@ -7,9 +7,10 @@ from torch import nn
 
 from lit_xai.attributions.base import Attribution
 from lit_xai.attributions.boundary import OnBoundary
-from lit_xai.memory import once
+from lit_xai.attributions.similarity import cosine
 from lit_xai.metrics.base import Metric, Quantity
 from lit_xai.metrics.robustness import crossed, margin_and_slope
+from lit_xai.metrics.shared import maps_of
 from lit_xai.types import Images, Labels, Scores
 
 
@@ -25,13 +26,12 @@ def closeness(plain: Images, other: Images, distance: Scores) -> dict[str, Score
         distance: l2 distance between the two points.
     """
     first, second = plain.flatten(1).double(), other.flatten(1).double()
-    raw, norm, other_norm = (first - second).norm(dim=1), first.norm(dim=1), second.norm(dim=1)
-    cosine = (first / norm[:, None] * (second / other_norm[:, None])).sum(dim=1)
+    raw, norm = (first - second).norm(dim=1), first.norm(dim=1)
     scores = {
         "raw": raw,
         "norm": norm,
         "relative": (raw / norm).where(norm > 0, math.nan),
-        "cosine": cosine.clamp(-1, 1),
+        "cosine": cosine(plain, other),
         "lam_hat": (raw / distance).where(distance > 0, math.nan),
     }
     return {name: column.where(raw.isfinite(), math.nan) for name, column in scores.items()}
@@ -80,9 +80,7 @@ class Closeness(Metric):
     ) -> dict[str, Scores]:
         boundary = attribution.search.search(model, inputs, target)
         distance = boundary.distance.double()
-        twin = attribution.plain
-        plain = once(twin, model, inputs, target, lambda: twin(model, inputs, target))
-        scores = closeness(plain, attributions, distance)
+        scores = closeness(maps_of(attribution.plain, model, inputs, target), attributions, distance)
         margin, slope = margin_and_slope(model, inputs, target, boundary.label)
         scores["kappa"] = margin.double() / (slope.flatten(1).double().norm(dim=1) * distance)
         scores["log_kappa"] = scores["kappa"].log().abs()

@@ -240,12 +240,11 @@ class HighFrequency(Metric):
 
 
 def _scaled(saliency: Saliency) -> Saliency:
-    """Maps over their largest absolute value, in double precision; NaN all over where that says nothing."""
+    """Maps over their largest absolute value, in double precision; NaN in those that say nothing."""
     values = saliency.double()
-    largest = values.abs().amax(dim=(1, 2), keepdim=True)
-    return values / largest.where((largest > 0) & largest.isfinite(), math.nan)
+    return values / values.abs().amax(dim=(1, 2), keepdim=True)  # 0/0 and infinity/infinity: NaN
 
 
 def _sizes(saliency: Saliency) -> Sizes:
-    """Absolute values of the pixels over their largest; NaN where that says nothing."""
+    """Absolute values of the pixels over their largest; NaN in maps that say nothing."""
     return _scaled(saliency).abs().flatten(1)

@@ -111,6 +111,9 @@ class OtherImage(Borrowed):
     def maps(self, model: nn.Module, inputs: Images, target: Labels) -> Images:
         others = self.companions
         if others is None:
+            require(
+                len(inputs) != 1, "`OtherImage` needs another image, and the batch has 1: give `companions`."
+            )
             rows = torch.arange(len(inputs), device=inputs.device).roll(-1)
             with randomness.narrowed(rows):
                 return self.method(model, inputs[rows], target[rows])

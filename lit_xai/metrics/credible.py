@@ -23,9 +23,11 @@ BLUR = Blur(kernel=21, sigma=5.0, side=28)  # hides a digit; the published one, 
 def credible(epsilon: Epsilon = 8 / 255) -> dict[str, Metric]:
     """Metrics by name: faithfulness, stability, complexity, localisation, randomisation, alignment, drift.
 
-    Per image they cost about 150 forward passes and 25 maps for each method, and some 100 forward passes and
-    25 input gradients for all of them together. `EfficientRandomisation` wants asking every tenth epoch only
-    (`metrics_every_n_epochs`).
+    Per image they cost about 135 forward passes and 21 maps for each method, its own map and one of a mosaic
+    of four images among them, and some 90 forward and 15 backward passes for all methods together. A method
+    that adds up to something costs up to two passes more. A control costs the same 135 passes, and
+    `Untrained` the maps as well. `EfficientRandomisation`, one of the maps, wants asking every tenth epoch
+    only (`metrics_every_n_epochs`).
 
     Args:
         epsilon: The budget that the model should withstand, in pixel units: neighbours are drawn, and

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from lit_xai.attributions.similarity import overlap, spearman
-from lit_xai.metrics.alignment import cosine
+from lit_xai.attributions.similarity import cosine, overlap, spearman
 from lit_xai.metrics.base import Metric, Quantity, Saliency
 from lit_xai.types import Images, Scores, require
 

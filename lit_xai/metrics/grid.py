@@ -59,8 +59,6 @@ def grid_pointing(saliency: Saliency, cells: Cells, grid: int) -> dict[str, Scor
     """
     batch, down, across = len(saliency), saliency.shape[1] // grid, saliency.shape[2] // grid
     positive = saliency.double().clamp_min(0)
-    largest = positive.amax(dim=(1, 2), keepdim=True)
-    positive = positive / largest.where(largest > 0, 1)
     sums = positive.reshape(batch, grid, down, grid, across).sum(dim=(2, 4)).flatten(1)
     own, total = sums.gather(1, cells[:, None])[:, 0], sums.sum(1)
     most = sums == sums.amax(dim=1, keepdim=True)
@@ -84,8 +82,10 @@ class GridPointingGame(Metric):
     * empty: whether the map has no positive values.
 
     A random map has 1/grid^2 of share and of hits. No boxes are needed, and a black background helps no map;
-    but the network must take images of any size: convolutions and a mean over all places. An image beside
-    another one of its class has no score. Costs one map per image, of grid^2 times the pixels.
+    but the network must take images of any size: convolutions and a mean over all places. A head with weights
+    of its own for each place (`SmallCNN`) takes them too, and knows such places from single images alone: its
+    scores say little. An image beside another one of its class has no score. Costs one map per image, of
+    grid^2 times the pixels.
 
     Args:
         grid: Images per side of a mosaic, 2 or 3: eight others lie beside each image of a probe.
@@ -148,10 +148,13 @@ class GridPointingGame(Metric):
 
         # Shared by all methods that are scored on this batch.
         laid, cells = once(("mosaics", self.grid, companions), model, inputs, target, lay)
-        maps = [inputs.new_empty(0, *laid.shape[1:])]
-        for rows in torch.split(torch.arange(len(inputs), device=inputs.device), self.chunk):
+        # Views of the same mosaics for all methods, so that those on a boundary share its search.
+        places = torch.arange(len(target), device=target.device)
+        chunks = (torch.split(whole, self.chunk) for whole in (laid, target, places))
+        maps = []
+        for images, classes, rows in zip(*chunks, strict=True):
             with randomness.narrowed(rows):
-                maps.append(attribution(model, laid[rows], target[rows]).detach())
+                maps.append(attribution(model, images, classes).detach())
         scores = grid_pointing(self.reduction(torch.cat(maps)), cells, self.grid)
         beside = companions.target[:, : self.grid**2 - 1]
         alone = (beside.to(target.device) != target[:, None]).all(dim=1)

@@ -86,7 +86,8 @@ def dark_share(attributions: Images, inputs: Images) -> Scores:
     The brightness of a pixel is the sum of |x| over its channels. NaN also for an image of one brightness.
     """
     brightness = SIZE(inputs.double())
-    return highlight(attributions, brightness < brightness.mean((1, 2), keepdim=True))
+    largest = brightness.amax((1, 2), keepdim=True)  # which a mean of equal values may miss by a digit
+    return highlight(attributions, brightness < brightness.mean((1, 2), keepdim=True).minimum(largest))
 
 
 def colour_curve(

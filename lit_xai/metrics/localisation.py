@@ -284,16 +284,14 @@ class BoundaryLocalisation(Metric):
 
 
 def _flat(saliency: Saliency, mask: Objects) -> tuple[Pixels, Bool[Tensor, "batch pixel"]]:
-    """Pixels of map and object in rows, those of the map over their largest size, in double precision."""
+    """Pixels of map and object in rows, those of the map in double precision."""
     (height, width), (rows, columns) = saliency.shape[1:], mask.shape[1:]
     require(
         (rows, columns) == (height, width),
         f"`mask` must have the size of the image, {height}x{width}, got {rows}x{columns}: resize and crop it "
         "as the image is.",
     )
-    values = saliency.double().flatten(1)
-    largest = values.abs().amax(dim=1, keepdim=True)
-    return values / largest.where(largest > 0, 1), mask.flatten(1)
+    return saliency.double().flatten(1), mask.flatten(1)
 
 
 def _inner(values: Tensor, inside: Bool[Tensor, "batch pixel"]) -> Scores:

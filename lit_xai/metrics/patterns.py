@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lit_xai import randomness
+from lit_xai.attacks.losses import holds
 from lit_xai.attributions.baselines import Baseline
 from lit_xai.attributions.patterns import activation_pattern_only
 from lit_xai.metrics.base import Facts, Metric, Quantity
@@ -51,6 +52,6 @@ class PatternOnlyAccuracy(Metric):
     def score(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scores]:
         def right(shuffled: bool) -> Scores:
             logits = activation_pattern_only(model, inputs, self.surrogate, shuffled=shuffled)
-            return (logits.argmax(1) == target).to(inputs.dtype)
+            return holds(logits, target).to(inputs.dtype)
 
         return {"accuracy": right(False), "shuffled": right(True)}

@@ -10,10 +10,9 @@ from torch import nn
 
 from lit_xai.attacks.losses import RandomClass
 from lit_xai.attributions.base import Attribution
-from lit_xai.attributions.similarity import spearman, ssim
+from lit_xai.attributions.similarity import cosine, pearson, ranks, scaled, ssim
 from lit_xai.attributions.smoothing import SmoothGrad
 from lit_xai.memory import once
-from lit_xai.metrics.alignment import cosine
 from lit_xai.metrics.base import AbsoluteSum, Facts, Metric, Quantity, Reduction, Saliency, SignedSum
 from lit_xai.metrics.shared import clean_logits, maps_of
 from lit_xai.metrics.untrained import Untrained
@@ -33,9 +32,10 @@ def cascade_similarity(original: Saliency, randomised: Sequence[Saliency]) -> di
         original: The map of the network, one number per pixel.
         randomised: Those of the others.
     """
+    mass, order = scaled(original), ranks(original)
     kinds = {
-        "ssim": [ssim(scaled(original), scaled(other)) for other in randomised],
-        "spearman": [spearman(original, other) for other in randomised],
+        "ssim": [ssim(mass, scaled(other)) for other in randomised],
+        "spearman": [pearson(order, ranks(other)) for other in randomised],
     }
     return {name: torch.stack(columns).nanmean(0) for name, columns in kinds.items()}
 
@@ -71,13 +71,6 @@ def entropy_rise(original: Saliency, randomised: Saliency) -> Scores:
     """
     before, after = histogram_entropy(original), histogram_entropy(randomised)
     return ((after - before) / before).where((before > 0) & (after > 0), math.nan)
-
-
-def scaled(saliency: Saliency) -> Saliency:
-    """A map over the sum of its absolute values, in double precision; NaN for a map that is zero."""
-    values = saliency.double()
-    values = values / values.abs().amax((1, 2), keepdim=True)
-    return values / values.abs().sum((1, 2), keepdim=True)
 
 
 class ModelRandomisation(Metric):

@@ -17,6 +17,7 @@ from lit_xai.attributions.flux import NegativeFlux
 from lit_xai.attributions.trajectory import MFABA, AdversarialGradientIntegration
 from lit_xai.memory import once
 from lit_xai.metrics.base import Metric, Quantity
+from lit_xai.metrics.controls import Borrowed
 from lit_xai.metrics.shared import clean_logits
 from lit_xai.types import Images, Labels, Logits, Scores, require
 
@@ -48,7 +49,7 @@ def reparameterised(model: nn.Module, inputs: Images, shift: float) -> tuple[nn.
     """
     taken = first_shift(model, inputs)
     if taken is None:
-        return model, _with_forward(model, lambda images: model.forward(images - shift))
+        return model, _with_forward(model, partial(_moving_back, model, shift=shift))
     nets = [_with_forward(model, partial(_taking_back, model, taken=c * taken)) for c in (0.0, shift)]
     return nets[0], nets[1]
 
@@ -105,7 +106,8 @@ class Reparameterisation(Metric):
         self.shift = shift
 
     def applies(self, attribution: Attribution) -> bool:
-        return not isinstance(attribution, BOXED)
+        method = attribution.method if isinstance(attribution, Borrowed) else attribution
+        return not isinstance(method, BOXED)
 
     def score(
         self, model: nn.Module, inputs: Images, target: Labels, attribution: Attribution
@@ -124,7 +126,11 @@ class Reparameterisation(Metric):
 
 
 def _with_forward(model: nn.Module, forward: Callable[[Images], Logits]) -> nn.Module:
-    """The network with another forward pass; modules, parameters, hooks and names are its own."""
+    """The network with another forward pass; modules, parameters, hooks and names are its own.
+
+    The pass is a `partial` of the network, not a closure around it: a copy of the twin, as `Untrained` makes
+    one, then runs the weights of the copy.
+    """
     twin = copy.copy(model)
     twin.forward = forward
     return twin
@@ -149,6 +155,12 @@ def _arriving(model: nn.Module, pair: Images) -> Tensor | None:
         alike = (taken - flat).abs().max() <= 1e-4 * flat.abs().max()
         return flat if bool(alike & flat.any()) else None
     return None
+
+
+def _moving_back(model: nn.Module, images: Images, shift: float) -> Logits:
+    """A forward pass of images whose pixels are moved back."""
+    logits: Logits = model.forward(images - shift)
+    return logits
 
 
 def _taking_back(model: nn.Module, images: Images, taken: Tensor) -> Logits:

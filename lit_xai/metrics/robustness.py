@@ -12,6 +12,7 @@ from lit_xai.attacks.base import Attack, Boundary, Search
 from lit_xai.attacks.losses import CE, LogitMargin, holds
 from lit_xai.attacks.norms import Linf, Norm
 from lit_xai.attributions.score import Margin
+from lit_xai.attributions.similarity import cosine
 from lit_xai.memory import once
 from lit_xai.metrics.base import Metric, Quantity
 from lit_xai.randomness import keys
@@ -46,7 +47,7 @@ def boundary_checks(
     margin, slope = margin_and_slope(model, boundary.points, target, boundary.label)
     step, slope = (inputs - boundary.points).flatten(1).double(), slope.flatten(1).double()
     inside = ((boundary.points > 0) & (boundary.points < 1)).flatten(1)
-    optimal = torch.cosine_similarity(step * inside, slope * inside, dim=1, eps=0.0)
+    optimal = cosine(step * inside, slope * inside)
     beyond = -margin.double() / (slope.norm(dim=1) * step.norm(dim=1))
     valid = crossed(boundary)
     return optimal.where(valid, math.nan), beyond.where(valid, math.nan)
@@ -193,7 +194,7 @@ class GradientMasking(Metric):
     def score(self, model: nn.Module, inputs: Images, target: Labels) -> dict[str, Scores]:
         many, one = (neighbours(attack, model, inputs, target) for attack in (self.attack, self.one_step))
         slope = LogitMargin().climb(model, inputs, target)[1].flatten(1)
-        return {"cosine": _cosine(one - inputs, many - inputs), "zero": (slope == 0).all(1).to(inputs.dtype)}
+        return {"cosine": cosine(one - inputs, many - inputs), "zero": (slope == 0).all(1).to(inputs.dtype)}
 
 
 class GradientAlignment(Metric):
@@ -224,11 +225,4 @@ class GradientAlignment(Metric):
         shape = inputs.shape[1:]
         eta = self.norm.start(keys(inputs, "alignment"), 0, shape, self.epsilon, inputs.dtype)
         here, there = (CE().climb(model, points, target)[1] for points in (inputs, inputs + eta))
-        return _cosine(here, there)
-
-
-def _cosine(a: Images, b: Images) -> Scores:
-    """Cosine of two perturbations per image, in double precision; NaN where one is zero."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    known = a.any(1) & b.any(1)
-    return torch.cosine_similarity(a, b, dim=1, eps=0.0).where(known, math.nan)
+        return cosine(here, there)

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lit_xai.attributions.base import Attribution
-from lit_xai.attributions.similarity import most, overlap, spearman, ssim
-from lit_xai.metrics.base import AbsoluteSum, Metric, Quantity, Reduction, Saliency
+from lit_xai.attributions.similarity import most, pearson, ranks, scaled, ssim, top, unit
+from lit_xai.metrics.base import AbsoluteSum, Metric, Quantity, Reduction
 from lit_xai.metrics.neighbourhood import Bank, Neighbourhood
 from lit_xai.types import Images, Labels, Logits, Scores, require
 
@@ -44,7 +44,7 @@ def local_lipschitz(attributions: Images, around: Bank, inputs: Images, points: 
         inputs: x.
         points: x_k.
     """
-    rate = _changes(_direction(attributions), map(_direction, around)) / _changes(inputs, points)
+    rate = _changes(unit(attributions), map(unit, around)) / _changes(inputs, points)
     return rate.where(rate.isfinite(), math.nan).amax(dim=0)
 
 
@@ -95,23 +95,33 @@ def relative_stability(
 
 
 def alike(
-    first: Images, second: Images, reduction: Reduction = ABSOLUTE, share: float = 0.1, window: int = 7
+    attributions: Images,
+    others: Bank,
+    reduction: Reduction = ABSOLUTE,
+    share: float = 0.1,
+    window: int = 7,
 ) -> dict[str, Scores]:
-    """Overlap of the most salient pixels, rank correlation and SSIM of two maps, as shares of their totals.
+    """Overlap of the most salient pixels, rank correlation and SSIM of a map and others, mean over these.
 
-    NaN where a map is zero or not finite; for the first two also where all pixels are equal.
+    SSIM is that of maps as shares of their totals. NaN where a map is zero or not finite; for the first two
+    also where all pixels are equal.
 
     Args:
-        first: One map per image.
-        second: Another.
+        attributions: One map per image.
+        others: Those that it is compared with.
         reduction: Reads a map as one number per pixel.
         share: How many of the pixels count as most salient, in (0, 1].
         window: Side of the windows of SSIM in pixels, odd and at least 3.
     """
-    one, other = (_shares(reduction(maps)) for maps in (first, second))
-    ranked = spearman(one, other)
-    common = overlap(one, other, share).where(~ranked.isnan(), math.nan)
-    return {"overlap": common, "spearman": ranked, "ssim": ssim(one, other, window)}
+    saliency = reduction(attributions)
+    mass, order, chosen = scaled(saliency), ranks(saliency), top(saliency, share)
+    seen = []
+    for other in map(reduction, others):
+        rank = pearson(order, ranks(other))
+        common = (chosen & top(other, share)).sum((1, 2)) / chosen.sum((1, 2)).double()
+        seen.append((common.where(~rank.isnan(), math.nan), rank, ssim(mass, scaled(other), window)))
+    means = (torch.stack(column).mean(0) for column in zip(*seen, strict=True))
+    return dict(zip(("overlap", "spearman", "ssim"), means, strict=True))
 
 
 def check_reading(share: float, window: int) -> None:
@@ -273,8 +283,7 @@ class NeighbourSimilarity(Metric):
         attribution: Attribution,
     ) -> dict[str, Scores]:
         around = self.neighbourhood.around(model, inputs, target).maps(attribution)
-        seen = [alike(attributions, maps, self.reduction, self.share, self.window) for maps in around]
-        return {name: torch.stack([one[name] for one in seen]).mean(dim=0) for name in self.quantities}
+        return alike(attributions, around, self.reduction, self.share, self.window)
 
 
 def _changes(before: Float[Tensor, "batch ..."], around: Iterable[Tensor], unit: Tensor | float = 1) -> Each:
@@ -288,17 +297,7 @@ def _lengths(values: Float[Tensor, "batch ..."]) -> Scores:
     return length
 
 
-def _direction(maps: Images) -> Images:
-    """Maps of length 1; not a number for one that is zero."""
-    return maps.double() / _lengths(maps)[:, None, None, None]
-
-
 def _worst(ratio: Each, kept: Bool[Tensor, "sample batch"]) -> Scores:
     """Largest ratio over the neighbours that are kept; NaN where there is none, or one is no number."""
     known = ratio.where(ratio.isfinite(), math.nan).where(kept, -math.inf)
     return known.amax(dim=0).where(kept.any(dim=0), math.nan)
-
-
-def _shares(saliency: Saliency) -> Saliency:
-    """Saliency by the sum of its sizes, in double precision; not a number for one that is zero."""
-    return saliency.double() / saliency.double().abs().sum(dim=(1, 2), keepdim=True)

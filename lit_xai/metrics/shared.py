@@ -9,10 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai import randomness
 from lit_xai.attributions.base import Attribution
 from lit_xai.memory import once
-from lit_xai.metrics.base import Reduction, Saliency
 from lit_xai.types import Images, Labels, Logits, Scores
 
 
@@ -33,33 +31,6 @@ def maps_of(attribution: Attribution, model: nn.Module, inputs: Images, target: 
     return once(
         attribution, model, inputs, target, lambda: attribution(model, inputs, target).detach()
     ).detach()
-
-
-def order_of(
-    attributions: Images, reduction: Reduction, model: nn.Module, inputs: Images, target: Labels
-) -> tuple[Saliency, Tensor]:
-    """Saliency, and its pixels from the least to the most salient, equal ones in its own random order.
-
-    The random order of equal pixels is the same for all methods, metrics and epochs.
-    """
-
-    def sort() -> tuple[Saliency, Tensor]:
-        saliency = reduction(attributions)
-        return saliency, ascending(saliency, randomness.keys(inputs, "ties"))
-
-    return once(("order", repr(reduction)), model, attributions, target, sort)
-
-
-def ascending(saliency: Saliency, keys: Tensor) -> Tensor:
-    """Positions of the pixels from the least to the most salient, shape (batch, pixel).
-
-    Args:
-        saliency: One number per pixel.
-        keys: One random key per image; they order pixels that are equal.
-    """
-    values = saliency.flatten(1)
-    shuffled = randomness.uniform(keys, 0, values.shape[1:], torch.float64).argsort(dim=1)
-    return shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, stable=True))
 
 
 def probability(logits: Logits, target: Labels) -> Scores:

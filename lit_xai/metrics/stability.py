@@ -131,7 +131,7 @@ class AttackedStability(Metric):
     ) -> dict[str, Scores]:
         twin = approach(self.attack, self.halvings, model, inputs, target)
         maps = maps_of(attribution, model, twin.points, target)
-        scores = alike(attributions, maps, self.reduction, self.share, self.window)
+        scores = alike(attributions, maps[None], self.reduction, self.share, self.window)
         moved = (twin.points != inputs).flatten(1).any(dim=1)
         scores = {name: column.where(moved, math.nan) for name, column in scores.items()}
         return {**scores, "kept": twin.kept.double(), "reach": twin.reach.double()}

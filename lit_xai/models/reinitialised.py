@@ -78,19 +78,25 @@ def _forget(_: object) -> None:
     _latest.cache_clear()
 
 
+@torch.no_grad()
 def _state(model: nn.Module) -> Hashable:
     """What differs once parameters or buffers were written to, moved or replaced."""
-    return tuple(
+    places = tuple(
         (tensor.device, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
         for tensor in (*model.parameters(), *model.buffers())
     )
+    # Fused optimizers write without a trace in the versions. Text: one NaN is as good as another.
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    return places, str(float(nn.utils.get_total_norm(weights)))
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def _fresh(model: nn.Module, seed: int) -> nn.Module:
     twin = _copied(model)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         for name, part in twin.named_modules():
-            words = f"{seed} {name.removeprefix('_orig_mod.')}"  # compiled or not, it is the same layer
+            words = f"{seed} {name.replace('_orig_mod.', '')}"  # compiled or not, it is the same layer
             torch.default_generator.manual_seed(zlib.crc32(words.encode()))  # of the CPU alone
             _renew(part)
     return twin.requires_grad_(False)

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lit_xai.attributions.similarity import overlap, pearson, shares, spearman, ssim, top
+from lit_xai.attributions.similarity import overlap, pearson, ranks, shares, spearman, ssim, top
 
 
 def pairs(height=12, width=9, count=4):
@@ -70,6 +70,16 @@ def test_correlations_agree_with_scipy_also_where_values_are_equal(digits):
     for mine, theirs in ((spearman, scipy.stats.spearmanr), (pearson, scipy.stats.pearsonr)):
         expected = [theirs(x, y).statistic for x, y in zip(*flat, strict=True)]
         torch.testing.assert_close(mine(first, second), torch.tensor(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ranks_are_those_of_scipy_and_a_map_that_is_not_finite_has_none(dtype):
+    maps = (3 * torch.randn(5, 12, 9, dtype=dtype)).round()
+    maps[1], maps[3, 0, 0], maps[4, 1, 1] = 0.1, math.nan, -math.inf
+    seen = ranks(maps)
+    expected = scipy.stats.rankdata(maps[:3].flatten(1).numpy(), axis=1).reshape(3, 12, 9)
+    np.testing.assert_array_equal(seen[:3].numpy(), expected)
+    assert seen[3:].isnan().all()
 
 
 def test_the_scale_of_a_map_does_not_change_a_correlation_and_a_constant_has_none():

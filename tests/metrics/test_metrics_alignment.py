@@ -10,6 +10,7 @@ from subjects import linear_case, tiny_net
 from torch import nn
 from torch.nn import functional as F
 
+from lit_xai.attributions.similarity import cosine
 from lit_xai.evaluation.passes import Counted
 from lit_xai.memory import remembering
 from lit_xai.metrics.alignment import (
@@ -20,7 +21,6 @@ from lit_xai.metrics.alignment import (
     LinearisedRobustness,
     alignment,
     centred,
-    cosine,
     cross_entropy,
     curvature,
 )
@@ -117,6 +117,13 @@ def test_a_model_that_is_sure_of_itself_keeps_its_gradient_and_curvature():
     for name, column in exact.items():
         assert (column > 0).all()
         torch.testing.assert_close(single[name], column, rtol=2e-2, atol=0)
+
+
+def test_curvature_does_not_vanish_where_the_model_is_sure_and_wrong():
+    case = linear_case(2)
+    gap = case.model(case.inputs).detach().diff(dim=1).abs()
+    sure = nn.Sequential(case.model, Times(30 / gap.max())).eval()
+    assert (curvature(sure, case.inputs, 1 - case.target)[0] > 0).all()
 
 
 class Times(nn.Module):

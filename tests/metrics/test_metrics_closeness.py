@@ -98,6 +98,8 @@ def test_what_cannot_be_compared_is_missing():
     assert scores["lam_hat"].isnan().tolist() == [False, False, True, True]
     assert scores["relative"].isnan().tolist() == [True, False, True, True]
     assert scores["cosine"].isnan().tolist() == [True, True, True, True]
+    nowhere = closeness(torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3), torch.zeros(1))
+    assert [name for name, column in nowhere.items() if column.isnan()] == ["lam_hat"]
 
 
 def test_log_kappa_counts_too_near_and_too_far_alike():

@@ -127,6 +127,12 @@ def test_a_map_that_is_equal_on_some_pixels(equal):
     assert float(core(maps, 1.0)) == pytest.approx(equal / 100)
 
 
+def test_a_sum_that_misses_the_mark_by_its_last_digit_has_reached_it():
+    mass = 0.07  # of 100 pixels, which in binary are 7.000000000000001
+    assert mass * 100 > 7
+    assert float(core(torch.ones(1, 10, 10), mass)) == pytest.approx(0.07)
+
+
 def test_a_uniform_map_has_a_gini_index_of_a_third_and_a_participation_ratio_of_three_quarters():
     maps = torch.rand(1, 400, 400)
     assert float(gini(maps)) == pytest.approx(1 / 3, abs=4 * 0.3 / 400)
@@ -199,6 +205,12 @@ def test_channels_are_added_up_by_the_reduction():
         torch.testing.assert_close(seen["core"], core(single, 0.5))
         torch.testing.assert_close(HighFrequency(0.7, reduction).score(maps), high_frequency(single, 0.7))
     assert not torch.allclose(Gini().score(maps), Gini(SignedSum()).score(maps))
+
+
+def test_sparse_and_smooth_is_better():
+    assert Gini().higher_is_better is True
+    for metric in (Entropy(), ParticipationRatio(), TotalVariation(), HighFrequency()):
+        assert metric.higher_is_better is False
 
 
 @pytest.mark.parametrize("mass", [0, -0.1, 1.1, math.nan])

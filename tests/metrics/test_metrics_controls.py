@@ -7,12 +7,22 @@ import pytest
 import scipy.ndimage
 import torch
 from searches import ToNowhere, ToPlane
-from subjects import linear_case
+from subjects import linear_case, pooled_net
 from torch import nn
 
 from lit_xai import metrics, randomness
-from lit_xai.attributions import BoundarySaliency, Saliency
-from lit_xai.metrics import EdgeMap, Flags, Missing, RandomMap
+from lit_xai.attacks import ClosestBoundary, LinfPGD
+from lit_xai.attributions import (
+    BoundaryIntegratedGradients,
+    BoundarySaliency,
+    IntegratedGradients,
+    NoiseImage,
+    Saliency,
+    SmoothGrad,
+)
+from lit_xai.metrics import CentreMap, Companions, EdgeMap, Flags, Missing, OtherImage, RandomMap, Untrained
+from lit_xai.metrics.neighbourhood import Neighbourhood
+from lit_xai.observe import explain
 
 MODEL = nn.Identity().eval()
 IDS = torch.tensor([7, 3, 11, 0, 5])
@@ -53,6 +63,86 @@ def test_edges_equal_scipy():
         across, down = (scipy.ndimage.sobel(plane, axis=axis, mode="nearest") for axis in (1, 0))
         np.testing.assert_allclose(edges, np.hypot(across, down), atol=1e-12)
     assert (EdgeMap()(MODEL, torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])) == 0).all()
+
+
+@pytest.fixture
+def looks():
+    """Looks at some of six images with methods that draw, search or have a baseline, and all controls."""
+    net, inputs = pooled_net(torch.float64), torch.rand(6, 2, 8, 8, dtype=torch.float64)
+    target = net(inputs).argmax(1)
+    target[1] = (target[1] + 1) % 4
+    ids = torch.tensor([7, 3, 11, 0, 5, 40])
+    # The second image stands beside the first; two images have the same companion.
+    beside = torch.tensor([[1, 2], [3, 0], [5, 1], [5, 0], [0, 1], [2, 4]])
+    companions = Companions(inputs[beside], target[beside], ids[beside])
+    search = ClosestBoundary(starts=1, steps=2, first=2, last=2, bisections=4)
+    methods = {
+        "gradients": IntegratedGradients(steps=3, baseline=NoiseImage()),
+        "smooth": SmoothGrad(samples=3),
+        "boundary": BoundarySaliency(search=search),
+        "path": BoundaryIntegratedGradients(search=search, steps=3),
+    }
+    near = Neighbourhood(0.05, 2)
+    scored = {
+        "gini": metrics.Gini(),
+        "srg": metrics.SRG(steps=4),
+        "similarity": metrics.NeighbourSimilarity(near),
+        "attacked": metrics.AttackedStability(LinfPGD(0.05, steps=2), halvings=2),
+        "logit": metrics.RandomLogit(),
+        "complexity": metrics.EfficientRandomisation(),
+    }
+    controls = {
+        "random": RandomMap(),
+        "edges": EdgeMap(),
+        "centre": CentreMap(),
+        "other": OtherImage(),
+        "untrained": Untrained(),
+    }
+
+    def look(rows):
+        given = {"controls": controls, "companions": companions[rows]}
+        return explain(net, inputs[rows], target[rows], methods, scored, 0, ids[rows], **given)
+
+    return look
+
+
+def test_scores_of_methods_and_controls_do_not_depend_on_the_batch(looks):
+    whole = looks(torch.arange(6)).flat()
+    assert {"control/other/boundary/gini", "control/untrained/smooth/similarity/ssim"} < set(whole)
+    split = torch.tensor([4, 1]), torch.tensor([5, 0, 3, 2])
+    parts = [looks(rows).flat() for rows in split]
+    for key, column in whole.items():
+        seen = torch.cat([part[key] for part in parts])
+        expected = column[torch.cat(split)]
+        torch.testing.assert_close(seen, expected, rtol=1e-7, atol=1e-9, equal_nan=True, msg=key)
+
+
+def test_the_map_of_another_image_is_the_one_that_it_has_itself(looks):
+    seen = looks(torch.arange(6))
+    for name in seen.maps:
+        own = seen.scores[name]["gini"][""]
+        other = seen.controls["other"][name]["gini"][""]
+        assert own.isnan().sum() <= 2
+        torch.testing.assert_close(other, own[[1, 3, 5, 5, 0, 2]], rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+def test_without_companions_it_is_the_next_image_and_one_alone_has_none():
+    case = linear_case()
+    with randomness.keyed(0, torch.arange(6)):
+        maps = OtherImage(RandomMap())(case.model, case.inputs, case.target)
+        assert torch.equal(maps, RandomMap()(case.model, case.inputs, case.target).roll(-1, 0))
+        with pytest.raises(ValueError, match="`OtherImage` needs another image, and the batch has 1"):
+            OtherImage()(case.model, case.inputs[:1], case.target[:1])
+
+
+def test_the_centre_is_brightest_and_as_wide_as_said():
+    inputs = torch.rand(2, 3, 9, 17, dtype=torch.float64)
+    maps = CentreMap(sigma=0.5)(MODEL, inputs, torch.zeros(2, dtype=torch.int64))
+    assert maps.shape == inputs.shape
+    assert float(maps[0, :, 4, 8].sum()) == pytest.approx(1)
+    assert float(maps[1, :, 4 + 3, 8 - 4].sum()) == pytest.approx(math.exp(-25 / (2 * 4.5**2)))
+    with pytest.raises(ValueError, match="`sigma` must be greater than 0"):
+        CentreMap(sigma=0)
 
 
 def test_flags_count_maps_that_are_no_answer():

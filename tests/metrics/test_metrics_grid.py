@@ -8,7 +8,14 @@ from subjects import tiny_net
 from torch import nn
 
 from lit_xai import randomness
-from lit_xai.attributions import InputXGradient, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.attacks import ClosestBoundary
+from lit_xai.attributions import (
+    BoundarySaliency,
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+)
 from lit_xai.evaluation.passes import Counted
 from lit_xai.memory import remembering
 from lit_xai.metrics import AbsoluteSum, Companions, Facts, OtherImage, RandomMap
@@ -192,6 +199,20 @@ def test_mosaics_are_laid_once_for_all_methods(monkeypatch):
             GridPointingGame().score(model, inputs, target, attribution, companions)
         GridPointingGame(reduction=AbsoluteSum()).score(model, inputs, target, Saliency(), companions)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_maps_on_a_boundary_share_its_search_on_the_mosaics(chunk):
+    inputs, target, companions = probe(6)
+    model, search = Counted(convolutional()).eval(), ClosestBoundary(starts=0, first=2, last=0)
+    methods = {"plain": BoundarySaliency(search), "margin": BoundarySaliency(search, "margin")}
+    counts = []
+    for names in (["plain"], ["plain", "margin"]):
+        given = {name: methods[name] for name in names}
+        model.forwards = 0
+        explain(model, inputs, target, given, {"g": GridPointingGame(chunk=chunk)}, 0, companions=companions)
+        counts.append(model.forwards)
+    assert counts[1] == counts[0] + 2 * len(inputs)  # a gradient at the image's point, and at the mosaic's
 
 
 def test_it_is_asked_of_methods_and_controls_but_not_of_maps_of_another_image():

@@ -192,6 +192,14 @@ def test_polarity_of_a_picture_of_the_image_and_of_none():
     assert Polarity().named(inputs=inputs, attributions=torch.ones(2, 1, 8, 8))["spearman"].isnan().all()
 
 
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_image_of_one_brightness_has_nothing_dark_however_its_mean_is_rounded(level, dtype):
+    for side in (9, 28, 30):
+        flat = torch.full((1, 3, side, side), level, dtype=dtype)
+        assert dark_share(torch.rand_like(flat), flat).isnan().all()
+
+
 def test_the_curve_of_a_linear_model_in_closed_form():
     case = linear_case()
     where = torch.zeros(6, 5, 5, dtype=torch.bool)

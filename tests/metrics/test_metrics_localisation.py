@@ -262,6 +262,8 @@ def test_channels_are_added_up_by_the_reduction():
         torch.testing.assert_close(seen["weighted"], energy(single, mask) / area(mask))
         seen = RelevanceRank(reduction).score(maps, mask)
         torch.testing.assert_close(seen["share"], top_intersection(single, mask))
+        seen = TopKIntersection(0.3, reduction).score(maps, mask)
+        torch.testing.assert_close(seen["share"], top_intersection(single, mask, 0.3))
 
 
 def test_the_centre_is_a_map_of_the_middle():

@@ -61,6 +61,14 @@ def test_accuracy_is_that_of_the_logits(relu_net, batch, surrogate):
     assert torch.equal(scores["shuffled"], (shuffled.argmax(1) == target).float())
 
 
+def test_logits_that_are_not_finite_predict_nothing(batch):
+    net = tiny_net(nn.ReLU)
+    with torch.no_grad():
+        net[-1].bias[1] = torch.nan
+    for column in scored(PatternOnlyAccuracy(), net, batch[0], torch.ones(5, dtype=torch.int64)).values():
+        assert (column == 0).all()
+
+
 def test_it_costs_four_passes(relu_net, batch):
     counted = Counted(relu_net).eval()
     scored(PatternOnlyAccuracy(), counted, *batch)

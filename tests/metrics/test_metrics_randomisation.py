@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_xai import attributions, randomness
 from lit_xai.attributions import BoundarySaliency, InputXGradient, Saliency, SmoothGrad
+from lit_xai.attributions.similarity import scaled
 from lit_xai.memory import remembering
 from lit_xai.metrics import EdgeMap, RandomMap, SignedSum, randomisation
 from lit_xai.metrics.base import Facts
@@ -22,7 +23,6 @@ from lit_xai.metrics.randomisation import (
     cascade_similarity,
     entropy_rise,
     histogram_entropy,
-    scaled,
 )
 from lit_xai.metrics.untrained import Untrained
 from lit_xai.models.reinitialised import reinitialised, untrained

@@ -18,7 +18,9 @@ from lit_xai.metrics.reparameterisation import (
     relative_change,
     reparameterised,
 )
+from lit_xai.metrics.untrained import Untrained
 from lit_xai.models import Normalized
+from lit_xai.models.reinitialised import untrained
 from lit_xai.observe import explain
 
 
@@ -194,6 +196,21 @@ def test_methods_that_stay_in_the_box_do_not_apply():
     for method in (a.BoundarySaliency(), a.NegativeFlux(), a.MFABA(), a.AdversarialGradientIntegration()):
         assert not metric.applies(method)
     assert metric.applies(a.LRP())
+
+
+@pytest.mark.parametrize("name", ["valid", "forked"])
+def test_the_control_without_training_has_twins_of_its_own_weights(name):
+    net, inputs = NETS[name][0].eval(), torch.rand(3, 2, 8, 8).double()
+    same, twin = reparameterised(net, inputs, 0.5)
+    meant = untrained(net, 0)(inputs)
+    assert not torch.allclose(meant, net(inputs))
+    torch.testing.assert_close(untrained(same, 0)(inputs), meant)
+    torch.testing.assert_close(untrained(twin, 0)(inputs + 0.5), meant)
+    methods = {"gradient": a.Saliency(), "boundary": a.BoundarySaliency()}
+    asked, controls = {"metric": Reparameterisation()}, {"untrained": Untrained()}
+    seen = explain(net, inputs, torch.tensor([0, 1, 2]), methods, asked, 0, controls=controls)
+    assert float(seen.controls["untrained"]["gradient"]["metric"]["change"].max()) < 1e-10
+    assert "boundary" not in seen.controls["untrained"]  # x + c is no more in its box than that of the method
 
 
 @pytest.mark.parametrize("shift", [0.0, float("nan"), float("inf")])

@@ -1,5 +1,4 @@
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -234,30 +233,36 @@ def relative(maps, around, bank, **changed):
 
 
 def each_score(maps, around, bank):
-    pairs = [alike(maps, other) for other in around]
     return {
         **sensitivity(maps, around),
         "lipschitz": local_lipschitz(maps, around, bank.inputs, bank.points),
         **relative(maps, around, bank),
-        **{name: torch.stack([pair[name] for pair in pairs]).mean(0) for name in pairs[0]},
+        **alike(maps, around),
     }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
 def test_scale_of_the_maps_does_not_count(batch, dtype, scale):
-    net, inputs, target = (
-        (value.to(dtype) if value.is_floating_point() else value for value in batch[1:]),
-        0,
-        0,
-    )
-    net, (inputs, target) = tiny_net(nn.ReLU, dtype), (batch[1].to(dtype), batch[2])
+    net, inputs, target = tiny_net(nn.ReLU, dtype), batch[1].to(dtype), batch[2]
     bank = BANK.around(net, inputs, target)
     method = InputXGradient()
     maps, around = method(net, inputs, target), bank.maps(method)
     maps[:, :, :2], around[:, :, :, :2] = 0, 0  # exact zeros, which the quotients of ris and ros meet
+    expected = each_score(maps, around, bank)
+    assert not any(scores.isnan().any() for scores in expected.values())
     for name, scores in each_score(scale * maps, scale * around, bank).items():
-        close(scores, each_score(maps, around, bank)[name], rtol=1e-5, atol=1e-5)
+        close(scores, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_quotients_by_zero_are_by_a_millionth():
+    maps, images = torch.tensor([2.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.5, 0.0]).view(1, 1, 1, 2)
+    around, points = maps[None] + 3 * (maps == 0), images[None] + 0.1 * (images == 0)
+    logits, kept = torch.ones(1, 2), torch.ones(1, 1, dtype=torch.bool)
+    seen = relative_stability(maps, around, images, points, logits, logits[None], kept)
+    close(seen["ris"], [math.log10(3 / 2e-6 / (0.1 / 1e-6))])
+    close(seen["ros"], [math.log10(3 / 2e-6 / 1e-6)])
+    assert seen["ros_norm"].isnan().all()
 
 
 def test_a_map_of_zeros_or_of_no_numbers_has_no_score(batch):
@@ -339,9 +344,7 @@ def test_images_of_any_shape_and_one_of_them(shape, kind):
             assert bool(scores.isnan()) == single  # one pixel has no ranking
 
 
-def test_settings_without_meaning_are_refused():
-    refused = partial(pytest.raises, ValueError)
-    with refused(match="`share` must lie in"):
-        NeighbourSimilarity(BANK, share=0.0)
-    with refused(match="`window` must be odd"):
-        NeighbourSimilarity(BANK, window=4)
+@pytest.mark.parametrize("setting", [{"share": 0.0}, {"window": 4}])
+def test_settings_without_meaning_are_refused(setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must"):
+        NeighbourSimilarity(BANK, **setting)

@@ -187,6 +187,23 @@ def test_compiled_networks_are_copied(in_place):
         assert torch.equal(fresh(points), expected)
 
 
+def test_a_part_that_is_compiled_is_the_same_layer():
+    net = tiny_net(nn.ReLU)
+    part = torch.compile(tiny_net(nn.ReLU), backend="eager")
+    expected = reinitialised(nn.Sequential(net), 0).state_dict()
+    seen = reinitialised(nn.Sequential(part), 0).state_dict()
+    assert all(torch.equal(seen[name.replace("0.", "0._orig_mod.", 1)], expected[name]) for name in expected)
+
+
+def test_in_inference_mode_it_is_the_same_network_and_has_gradients():
+    net, points = tiny_net(nn.ReLU), torch.rand(2, 2, 8, 8, requires_grad=True)
+    with torch.inference_mode():
+        fresh, part = untrained(net, 0), reinitialised(net, 0, ["7"])
+    assert same(part.state_dict(), reinitialised(net, 0, ["7"]).state_dict())
+    assert untrained(net, 0) is fresh
+    assert torch.autograd.grad(fresh(points).sum(), points)[0].any()
+
+
 def test_unknown_layers_are_refused():
     with pytest.raises(ValueError, match=r"`chosen` must name layers with parameters .* got '2'"):
         reinitialised(tiny_net(nn.ReLU), 0, ["2"])
@@ -205,6 +222,20 @@ def test_the_untrained_network_is_made_once_until_the_network_changes():
     net[1].running_mean.add_(1)
     assert untrained(net, 0) is not second
     assert untrained(net, 1) is not untrained(net, 0)
+    with torch.no_grad():
+        net[0].weight[0] = torch.nan
+    assert untrained(net, 0) is untrained(net, 0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_an_optimizer_is_a_change_of_the_network(fused):
+    net = Token()
+    first = untrained(net, 0)
+    optimizer = torch.optim.Adam(net.parameters(), fused=fused)
+    net(torch.rand(2, 3, 4)).sum().backward()
+    optimizer.step()
+    assert torch.equal(untrained(net.eval(), 0).token, reinitialised(net, 0).token)
+    assert untrained(net, 0) is not first
 
 
 def test_one_copy_is_kept_and_none_when_the_network_is_gone():
