@@ -200,7 +200,7 @@ def explain(
                 seen.scores[name] = scored(name, chosen(metrics, attribution), **given)
             for control, attribution, of in made(controls or {}, attributions, companions):
                 name = "/".join(part for part in ("control", control, of) if part)
-                if names := chosen(metrics, attribution):
+                if names := chosen(metrics, attribution, control=True):
                     given = {"attributions": mapped(name, attribution), "attribution": attribution}
                     seen.controls.setdefault(control, {})[of] = scored(name, names, **given)
     return seen
@@ -220,12 +220,14 @@ def made(
             yield name, control, MODEL
 
 
-def chosen(metrics: Mapping[str, Metric], attribution: Attribution) -> list[str]:
-    """Names of the metrics that score this attribution, or control."""
+def chosen(metrics: Mapping[str, Metric], attribution: Attribution, control: bool = False) -> list[str]:
+    """Names of the metrics that score this attribution, which may stand for a control."""
     return [
         name
         for name, metric in metrics.items()
-        if not about_model(metric) and metric.applies(attribution) and scorable(attribution, metric)
+        if not about_model(metric)
+        and metric.applies(attribution)
+        and (not control or scorable(attribution, metric))
     ]
 
 

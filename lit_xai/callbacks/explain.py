@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_xai import attributions as methods
 from lit_xai.attributions.base import Attribution
 from lit_xai.callbacks import gallery, mirror, record
 from lit_xai.callbacks.budget import Budget
+from lit_xai.callbacks.look import reasons
 from lit_xai.callbacks.probe import Probe, fitting
 from lit_xai.callbacks.record import Table
 from lit_xai.metrics.base import Facts, Metric
@@ -57,8 +56,9 @@ class Explain(Probe):
         metrics_every_n_epochs: Other n than `every_n_epochs`, by name of the metric; by default, 10 for
             `randomisation_complexity` of the default metrics.
         max_share_of_epoch: Share of an epoch's training time that explaining may take, above 0. It takes
-            fewer images where it would take longer, the first ones of a random order, and says so. Null for
-            no limit.
+            fewer images where it would take longer, the first ones of a random order, one at least, and says
+            so; the first look, which does not know yet what an image costs, begins with a few. Null for no
+            limit.
         on_error: What to do where a method or a metric fails: report it, log the share of images that have
             failed as `explain/<attribution>/flag/failed` and go on ("flag"), or end the run ("raise").
 
@@ -89,7 +89,8 @@ class Explain(Probe):
         require_positive(max_share_of_epoch=1 if max_share_of_epoch is None else max_share_of_epoch)
         self.by_default = metrics is None
         if metrics is None:
-            metrics = {name: one for name, one in credible().items() if applies(one, attributions)}
+            menu = credible() if attributions else {}
+            metrics = {name: one for name, one in menu.items() if applies(one, attributions)}
         if controls is None:
             controls = {"random_map": RandomMap(), "edge_map": EdgeMap(), "other_image": OtherImage()}
             controls["untrained"] = Untrained()
@@ -109,7 +110,6 @@ class Explain(Probe):
             budget=None if max_share_of_epoch is None else Budget(max_share_of_epoch),
             on_error=on_error,
         )
-        self._thinned = ""  # how many images there was time for, if not for all
         self.pictures_every_n_epochs = pictures_every_n_epochs
         seldom = {name: 10 for name in SELDOM if name in metrics} if self.by_default else {}
         self.metrics_every_n_epochs = seldom | (metrics_every_n_epochs or {})
@@ -122,9 +122,8 @@ class Explain(Probe):
     @property
     def note(self) -> str:
         """What the run is to be judged by, in one line."""
-        failed = ", ".join(f"`{name}` ({text})" for name, text in self.failed.items())
-        said = [f"failed and left out of the explanations: {failed}"] if failed else []
-        return "; ".join([*said, self._thinned] if self._thinned else said)
+        failed = f"failed and left out: {', '.join(reasons(self.failed))}" if self.failed else ""
+        return "; ".join(filter(None, (failed, self.budget.note if self.budget is not None else "")))
 
     def quantities(self) -> dict[str, dict[str, Any]]:
         samples = {} if self.budget is None else {SAMPLES: record.described("samples", None, 0)}
@@ -133,8 +132,6 @@ class Explain(Probe):
     def keep(self, trainer: L.Trainer, table: Table, pictures: Table) -> None:
         if self.budget is not None:
             self.values[SAMPLES] = float(len(table["ids"]))
-            if fitting(trainer):
-                self._tell(len(table["ids"]))
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "explanations"
@@ -142,21 +139,21 @@ class Explain(Probe):
         name = f"epoch_{trainer.current_epoch:03d}" if fitting(trainer) else TrainerFn(trainer.state.fn).value
         stem = folder / name
         scored = [column for column in self._columns() if column.key in table]
-        record.write(stem.with_suffix(".csv"), record.rows(scored, table))
         arrays = {f"scores/{column.key}": table[column.key] for column in scored}
         arrays |= {f"probe_{key}": table[key] for key in table if f"scores/{key}" not in arrays}
         if self._pictured(trainer) and len(pictures["ids"]):
             arrays |= pictures
             gallery.save(stem.with_suffix(".png"), pictures)
             mirror.images(trainer, gallery.sheets(pictures))
-        np.savez_compressed(stem.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
+        record.save(stem.with_suffix(".npz"), arrays)
+        record.write(stem.with_suffix(".csv"), record.rows(scored, table))
 
     def _every(self, metric: str) -> int:
         return self.metrics_every_n_epochs.get(metric, self.every_n_epochs)
 
     def _pictured(self, trainer: L.Trainer) -> bool:
         every = self.pictures_every_n_epochs
-        return self.ends(trainer) or bool(every and trainer.current_epoch % every == 0)
+        return self.ends(trainer) or bool(every and self._due(trainer, every))
 
     def _check_metric(self, name: str, metric: Metric, facts: Facts) -> None:
         idle = bool(self.attributions) and not applies(metric, self.attributions)
@@ -171,17 +168,7 @@ class Explain(Probe):
             if not self.by_default:
                 raise
             del self.metrics[name]
-            _say(f"left out: {refusal}")
-
-    def _tell(self, images: int) -> None:
-        """Say how many images there was time for, whenever that changes."""
-        probe = len(self._share.labels) if self._share is not None else images
-        share = self.budget.share if self.budget is not None else 1.0
-        limit = f"to take {share:.0%} of the training time of an epoch at most"
-        thinned = f"explained {images} of {probe} images, {limit}" if images < probe else ""
-        if thinned != self._thinned:
-            _say(thinned or f"explained all {images} images")
-        self._thinned = thinned
+            self.say(f"left out: {refusal}")
 
 
 def applies(metric: Metric, attributions: Mapping[str, Attribution]) -> bool:
@@ -198,8 +185,3 @@ def _such_as(metric: Metric) -> str:
             with suppress(TypeError):  # a method that cannot be built without a word
                 named += [name] if metric.applies(method()) else []
     return f", such as {' or '.join(named[:2])}" if named else ""
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(f"Explain: {line}", flush=True)

@@ -61,7 +61,9 @@ def save(path: Path, pictures: Mapping[str, NDArray[Any]], title: str = "") -> N
             _draw(axis, PALETTE[picture], headed, flaw(relevance, scale) or f"±{scale:.2g}", "#666666")
     figure.suptitle(title, fontsize=9)
     figure.tight_layout(pad=0.4)
-    figure.savefig(path)
+    draft = path.with_name(f".{path.name}")
+    figure.savefig(draft)
+    draft.replace(path)
 
 
 def _draw(axis: Any, picture: Picture, title: str, note: str, colour: str = "black") -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_xai.callbacks.record import save
 from lit_xai.callbacks.share import everyone
 from lit_xai.metrics.base import Saliency
 from lit_xai.types import Images, Labels
@@ -45,19 +45,16 @@ class Previous:
         for name, rows in maps.items():
             chosen = np.full((len(names), *inputs.shape[2:]), np.nan, rows.dtype)
             chosen[found] = rows[place[found]]
-            seen[name] = torch.from_numpy(chosen).to(inputs.device)
+            seen[name.removeprefix("maps/")] = torch.from_numpy(chosen).to(inputs.device)
         return seen
 
     def remember(self, trainer: L.Trainer, maps: Maps) -> None:
-        """Keep the maps of this look, `ids` and one array per attribution, sorted by id."""
+        """Keep the maps of this look, `ids` and `maps/<attribution>`, sorted by id."""
         self._maps = maps
         if trainer.is_global_zero:
             folder = _folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
-            draft = folder / ".maps.npz"
-            arrays: dict[str, Any] = dict(maps)
-            np.savez(draft, **arrays)
-            draft.replace(folder / f"maps_{trainer.current_epoch:03d}.npz")
+            save(folder / f"maps_{trainer.current_epoch:03d}.npz", maps)
             looks = [path for path in _kept(trainer) if _epoch(path) <= trainer.current_epoch]
             for path in looks[:-LOOKS]:
                 path.unlink()
@@ -65,7 +62,7 @@ class Previous:
 
 def summed(ids: Labels, maps: Mapping[str, Images]) -> dict[str, Tensor]:
     """Maps as they are kept: one number per pixel."""
-    return {"ids": ids, **{name: map_.sum(dim=1) for name, map_ in maps.items()}}
+    return {"ids": ids, **{f"maps/{name}": map_.sum(dim=1) for name, map_ in maps.items()}}
 
 
 def _folder(trainer: L.Trainer) -> Path:

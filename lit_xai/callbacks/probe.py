@@ -2,27 +2,26 @@
 
 import abc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
 from lit_xai.attributions.base import Attribution
 from lit_xai.callbacks import record
 from lit_xai.callbacks.budget import Budget, Clock
-from lit_xai.callbacks.previous import Previous, summed
-from lit_xai.callbacks.record import Column, scores
+from lit_xai.callbacks.look import Look, reasons, refuse_sharded
+from lit_xai.callbacks.look import gather as gather
+from lit_xai.callbacks.previous import Previous
+from lit_xai.callbacks.record import Column
 from lit_xai.callbacks.record import Table as Table
-from lit_xai.callbacks.share import Share, everyone, read, rounds
+from lit_xai.callbacks.share import Share, everyone, read, rounds, together
 from lit_xai.metrics.base import Facts, Metric
 from lit_xai.metrics.controls import OtherImage
-from lit_xai.observe import chosen, explain, observing
+from lit_xai.observe import chosen, observing
 from lit_xai.types import require, require_at_least
 
 
@@ -102,8 +101,10 @@ class Probe(L.Callback, abc.ABC):
         return said | {one.lead: record.described("lead", "higher", median=one.facts.median) for one in leads}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._active():
+            refuse_sharded(trainer)
         # Each verb has its own images, and its own first look.
-        self._share, self._looked = None, False
+        self._share, self._looked, self._previous = None, False, Previous()
         probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
         mine = self.quantities()
         twice = [key for probe in probes if probe is not self for key in probe.quantities() if key in mine]
@@ -111,9 +112,6 @@ class Probe(L.Callback, abc.ABC):
             not twice,
             f"two callbacks would log `{(twice or [''])[0]}`: give the metric another name in one of them.",
         )
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        refuse_sharded(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.val_dataloaders is not None and self._active():
@@ -146,9 +144,10 @@ class Probe(L.Callback, abc.ABC):
                 self.looked_at = budget.begin(trained, self.looked_at, pl_module.device)
             table, pictures = self._look(trainer, pl_module)
             self.values = self._averages(table)
-            self.keep(trainer, table, pictures)
-            if budget is not None:
-                budget.end(pl_module.device)
+            with together():
+                self.keep(trainer, table, pictures)
+            if budget is not None and (line := budget.end(pl_module.device)):
+                self.say(line)
             self._looked = True
             seconds = time.perf_counter() - start
             # An epoch that is not looked at logs nothing; the trainer keeps the values for its checkpoints.
@@ -176,7 +175,8 @@ class Probe(L.Callback, abc.ABC):
             return True
         every, epoch = trainer.check_val_every_n_epoch, trainer.current_epoch
         first = not self._looked if every is None else epoch < every
-        return first or (trainer.max_epochs is not None and 0 < trainer.max_epochs <= epoch + (every or 1))
+        last = trainer.max_epochs is not None and 0 < trainer.max_epochs <= epoch + (every or 1)
+        return first or last or 0 < trainer.max_steps <= trainer.global_step
 
     def _active(self) -> bool:
         return bool(self.attributions or self.quantities())
@@ -186,7 +186,8 @@ class Probe(L.Callback, abc.ABC):
         return self.every_n_epochs
 
     def _due(self, trainer: L.Trainer, every: int) -> bool:
-        return trainer.current_epoch % every == 0 or self.ends(trainer)
+        """Whether an n-th epoch has come since the last validation, or a run begins or ends."""
+        return self.ends(trainer) or trainer.current_epoch % every < (trainer.check_val_every_n_epoch or 1)
 
     def _due_metrics(self, trainer: L.Trainer) -> dict[str, Metric]:
         return {name: one for name, one in self.metrics.items() if self._due(trainer, self._every(name))}
@@ -228,102 +229,57 @@ class Probe(L.Callback, abc.ABC):
         share, metrics = self.share(trainer, pl_module), self._due_metrics(trainer)
         whole = self._due(trainer, self.every_n_epochs)
         attributions = {name: one for name, one in self.attributions.items() if whole or chosen(metrics, one)}
-        listed = self._columns(attributions, metrics)
         compared = fitting(trainer) and any("previous" in metric.needs for metric in metrics.values())
-        accompanied = any("companions" in metric.needs for metric in metrics.values())
         if compared:
             self._previous.recall(trainer)
-        strict = self.on_error == "raise" and trainer.world_size == 1
+        look = Look(
+            pl_module.model,
+            share,
+            self.seed,
+            self.target,
+            attributions,
+            metrics,
+            self._columns(attributions, metrics),
+            self.controls,
+            self.control_samples,
+            self.pictures,
+            self._previous if compared else None,
+            strict=self.on_error == "raise" and trainer.world_size == 1,
+        )
         budget = self.budget if fitting(trainer) else None
-        tables: list[dict[str, Tensor]] = []
-        pictures: list[dict[str, Tensor]] = []
-        maps: list[dict[str, Tensor]] = []
-        failed: dict[str, str] = {}
-        model, device, total = pl_module.model, pl_module.device, self.looked_at or len(share.labels)
+        total, step = self.looked_at or len(share.labels), self.batch_size * share.ranks
+        careful = budget is not None and not budget.tried
         # As many rounds on every process, some of which may have no image in the last of them.
-        for start, stop in rounds(total, self.control_samples, self.batch_size * share.ranks):
+        for start, stop in rounds(total, self.control_samples, step, careful):
             if trainer.received_sigterm and trainer.world_size == 1:
                 raise SIGTERMException  # a probe may take longer than the time that is left
-            rows = share.rows(start, stop)
-            inputs, target, ids = share.inputs[rows], share.target[rows], share.ids[rows]
-            if len(ids):
-                with observing(model, self.seed), torch.no_grad():
-                    logits = model(inputs)
-                prediction = logits.argmax(1)
-                correct = prediction == target
-                target = prediction if self.target == "prediction" else target
-                controlled = start < self.control_samples
-                seen = explain(
-                    model,
-                    inputs,
-                    target,
-                    attributions,
-                    metrics,
-                    self.seed,
-                    ids,
-                    None if share.mask is None else share.mask[rows],
-                    controls=self.controls if controlled else None,
-                    companions=share.companions(rows) if controlled or accompanied else None,
-                    previous=self._previous.of(ids, inputs) if compared else None,
-                    strict=strict,
-                )
-                shown = {"ids": ids, "target": target, "prediction": prediction}
-                facts = {
-                    "probability": logits.softmax(1).gather(1, target[:, None])[:, 0],
-                    "correct": correct,
-                    "controlled": torch.full_like(correct, controlled),
-                }
-                tables.append(shown | facts | scores(seen, listed))
-                shown |= {"inputs": inputs, **{f"maps/{name}": map_ for name, map_ in seen.maps.items()}}
-                few = share.rows(start, max(start, self.pictures))
-                pictures.append({key: value[: few.stop - few.start] for key, value in shown.items()})
-                failed = seen.failed | failed
-                if compared:
-                    maps.append(summed(ids, seen.maps))
-            if budget is not None and budget.over(stop, device):
+            with together():
+                look.take(start, stop)
+            if budget is not None and budget.over(stop, pl_module.device):
                 self.looked_at = stop
                 break
-        self._report(trainer, failed)
+        self._report(trainer, look.failed)
         if compared:
-            self._previous.remember(trainer, gather(maps))
-        return gather(tables), gather(pictures)
+            maps = gather(look.maps)
+            with together():
+                self._previous.remember(trainer, maps)
+        return gather(look.scores), gather(look.shown)
 
     def _report(self, trainer: L.Trainer, failed: Mapping[str, str]) -> None:
         """Say what failed on any process, once per name; or end the run, on all of them."""
         seen = {name: text for one in everyone(dict(failed)) for name, text in one.items()}
-        new = {name: " ".join(text.split())[:200] for name, text in seen.items() if name not in self.failed}
+        new = {name: text for name, text in seen.items() if name not in self.failed}
         self.failed |= new
-        for name, text in new.items():
-            if self.on_error == "raise":
-                raise RuntimeError(f"`{name}` failed: {text}")
-            rank_zero_warn(
-                f"`{name}` failed at epoch {trainer.current_epoch}, its scores are left out: {text}"
-            )
+        for reason in reasons(new):
+            require(self.on_error == "flag", f"failed: {reason}.")
+            self.say(f"at epoch {trainer.current_epoch}, failed and left out: {reason}")
 
-
-def gather(parts: Sequence[Mapping[str, Tensor]]) -> Table:
-    """Bring the rows of all processes together, sorted by `ids`. A process may have none."""
-    mine = {key: torch.cat([part[key] for part in parts]).cpu().numpy() for key in (parts or [{}])[0]}
-    filled = [table for table in everyone(mine) if table]
-    order = np.concatenate([table["ids"] for table in filled]).argsort()
-    return {key: np.concatenate([table[key] for table in filled])[order] for key in filled[0]}
+    @rank_zero_only
+    def say(self, line: str) -> None:
+        """Print what happened, in one line."""
+        print(f"{type(self).__name__}: {line}", flush=True)
 
 
 def fitting(trainer: L.Trainer) -> bool:
     """Whether the trainer is in `fit`, as opposed to a verb that looks at finished weights."""
     return trainer.state.fn == TrainerFn.FITTING
-
-
-def refuse_sharded(trainer: L.Trainer) -> None:
-    """Refuse weights that are spread over processes, or of half precision: attributions read whole ones."""
-    name = type(trainer.strategy).__name__
-    require(
-        not any(kind in name for kind in ("FSDP", "DeepSpeed", "ModelParallel")),
-        f"explaining needs whole weights on each device, and {name} splits them: "
-        "use `--trainer.strategy ddp`.",
-    )
-    require(
-        str(trainer.precision) not in ("bf16-true", "16-true"),
-        f"explaining needs weights of at least float32, and precision {trainer.precision} halves them: "
-        "use `--trainer.precision bf16-mixed`.",
-    )

@@ -82,7 +82,10 @@ def columns(
     """Everything that is scored: metrics of the model first, then methods, then controls."""
     own = [(MODEL, "", [name for name, metric in metrics.items() if about_model(metric)])]
     methods = [(name, "", chosen(metrics, attribution)) for name, attribution in attributions.items()]
-    apart = [(of, name, chosen(metrics, map_)) for name, map_, of in made(controls, attributions, None)]
+    apart = [
+        (of, name, chosen(metrics, map_, control=True))
+        for name, map_, of in made(controls, attributions, None)
+    ]
     return [
         Column(attribution, control, metric, name, quantity)
         for attribution, control, names in (*own, *methods, *apart)
@@ -127,8 +130,10 @@ def leading(columns: Iterable[Column]) -> list[Column]:
 def lead(column: Column, table: Table) -> NDArray[np.floating[Any]]:
     """How much better an image is than its random map; NaN where one of the two has no score."""
     sign = 1.0 if column.facts.better == "higher" else -1.0
-    with np.errstate(invalid="ignore"):  # two infinite distances differ by nothing that is known
-        difference: NDArray[np.floating[Any]] = sign * (table[column.key] - table[column.reference])
+    reference = table[column.reference]
+    # Nothing is known to lead over an infinite one: a random map is infinitely stable.
+    reference = np.where(np.isfinite(reference), reference, np.nan)
+    difference: NDArray[np.floating[Any]] = sign * (table[column.key] - reference)
     return difference
 
 
@@ -192,6 +197,13 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, HEADER, restval="")
         writer.writeheader()
         writer.writerows(rows)
+    draft.replace(path)
+
+
+def save(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as one NPZ file: a reader never sees half of it."""
+    draft = path.with_name(f".{path.name}")
+    np.savez_compressed(draft, **arrays)
     draft.replace(path)
 
 

@@ -27,6 +27,7 @@ class RunFolder(L.Callback):
         self.folder, self.seed = folder, seed
         self._start = time.time()
         self._origin: dict[str, Any] = {}
+        self._described = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A run that is resumed counts the seconds of its earlier parts too.
@@ -36,13 +37,18 @@ class RunFolder(L.Callback):
         if before.get("started") and self._read("status.json").get("epoch"):
             resumed = [*before.get("resumed", []), self._origin["started"]]
             self._origin |= {"started": before["started"], "resumed": resumed}
+        self._described = False
         self._write("provenance.json", self._origin)
-        probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
-        self._write("quantities.json", {k: v for probe in probes for k, v in probe.quantities().items()})
         self._status(trainer, "running")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._status(trainer, "running")  # a run that is resumed knows its epoch only now
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._described:  # by now, every probe has left out what model and data cannot show
+            probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]  # type: ignore[attr-defined]
+            self._write("quantities.json", {k: v for probe in probes for k, v in probe.quantities().items()})
+            self._described = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._status(trainer, "running", done=trainer.current_epoch + 1)

@@ -1,7 +1,8 @@
 """Which images a probe looks at, which process looks at which of them, and what lies beside each."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from lit_xai.types import Images, Labels, Masks, check_batch, require
 T = TypeVar("T")
 
 COMPANIONS = 8
+CAREFUL = 16  # where care is taken, the first images are this part of a batch
 KEPT = 2**28  # bytes of companions that stay in memory; more are read again at each look
 
 
@@ -128,33 +130,35 @@ def read(trainer: L.Trainer, pl_module: Any, samples: int, seed: int, companions
     rank, ranks = trainer.global_rank, trainer.world_size
     ids = order[rank::ranks]
     inputs, target, mask = torch.empty(0, pl_module.channels, 1, 1), torch.empty(0, dtype=torch.int64), None
-    shape, refusal = (pl_module.channels, 1, 1), ""
-    if len(ids):
-        try:
+    with together():
+        if len(ids):
             inputs, target, mask = _checked(source.batch(ids), pl_module)
-            shape = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
-        except (ValueError, TypeError) as error:  # no process waits for one that is refused alone
-            refusal = str(error)
-    seen = everyone((rank, refusal, target, shape, mask is not None))
-    refusals = [said for _, said, *_ in seen if said]
-    require(not refusals, (refusals or [""])[0])
+    channels, height, width = inputs.shape[1:]
+    seen = everyone((rank, target, (channels, height, width), mask is not None))
     labels = torch.zeros(len(order), dtype=torch.int64)
-    for place, _, theirs, *_ in seen:
+    for place, theirs, *_ in seen:
         labels[place::ranks] = theirs
-    _, _, _, shape, masked = next(one for one in seen if len(one[2]))
+    _, _, shape, masked = next(one for one in seen if len(one[1]))
     beside = None
     if companions:
         chosen = drawn(order, labels, seed, range(rank, len(order), ranks))
         beside = (order[chosen], labels[chosen])
-        source.keep(beside[0].flatten(), inputs[:1].nbytes)
+        with together():
+            source.keep(beside[0].flatten(), inputs[:1].nbytes)
     device = pl_module.device
     own = (inputs.to(device), target.to(device), ids.to(device), None if mask is None else mask.to(device))
     return Share(*own, rank, ranks, labels, shape, masked, source, beside)
 
 
-def rounds(images: int, first: int, step: int) -> list[tuple[int, int]]:
-    """Parts of the random order, of at most `step` images, none of which reaches across the `first` ones."""
-    cuts = sorted({images, *range(0, min(first, images), step), *range(first, images, step)})
+def rounds(images: int, first: int, step: int, careful: bool = False) -> list[tuple[int, int]]:
+    """Parts of the random order, of at most `step` images, none of which reaches across the `first` ones.
+
+    Where care is taken, they begin with a few images, and none is longer than all before it.
+    """
+    cuts = [0]
+    while (done := cuts[-1]) < images:
+        size = min(step, max(step // CAREFUL, done, 1)) if careful else step
+        cuts.append(min(done + size, images, first if done < first else images))
     return list(itertools.pairwise(cuts))
 
 
@@ -186,6 +190,27 @@ def everyone(mine: T) -> list[T]:
     said: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(said, mine)
     return said
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails inside on one process fails on all of them: none waits for one that is gone.
+
+    Raises:
+        ValueError: On the others, where one refuses what it is given.
+        RuntimeError: On the others, where it is something else.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    kind = ValueError if isinstance(failure, ValueError | TypeError) else RuntimeError
+    said = everyone(None if failure is None else (kind, str(failure) or type(failure).__name__))
+    if failure is not None:
+        raise failure
+    for kind, text in filter(None, said):
+        raise kind(text)
 
 
 def _source(trainer: L.Trainer) -> Source:

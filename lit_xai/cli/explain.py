@@ -1,5 +1,6 @@
 """`lit-xai explain`: maps of a network, for validation images or for image files of one's own."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lit_xai.callbacks import gallery
+from lit_xai.callbacks.look import reasons
 from lit_xai.cli.options import Options
 from lit_xai.cli.subject import Subject, add_subject_options, read_subject
 from lit_xai.cli.trainer import prepare
@@ -33,22 +35,37 @@ def main(words: Sequence[str]) -> int:
     inputs, target, names = _read(subject, options)
     out = options.output or subject.out / "explanations" / ("files" if options.images else "validation")
     prepare(out, subject.yaml)
-    parts = list(_explained(subject, inputs, target, attributions, options))
-    pictures: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    failed: dict[str, str] = {}
+    parts = list(_explained(subject, inputs, target, attributions, options, failed))
+    require(len(failed) < len(attributions), f"all have failed: {'; '.join(reasons(failed))}.")
+    kept = parts[0].keys() - {f"maps/{name}" for name in failed}
+    pictures: dict[str, Any] = {
+        key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key in kept
+    }
     pictures["names"] = np.array(names)
     np.savez_compressed(out / "maps.npz", **pictures)
     sheets = range(0, len(names), PER_SHEET)
     for sheet, first in enumerate(sheets):
         rows = {key: value[first : first + PER_SHEET] for key, value in pictures.items()}
         gallery.save(out / f"maps_{sheet:03d}.png", rows)
-    print(f"{len(names)} images x {len(attributions)} attributions: {out}/maps.npz and {len(sheets)} sheets")
+    for reason in reasons(failed):
+        print(f"lit-xai: failed and left out: {reason}.", file=sys.stderr)
+    shown = len(attributions) - len(failed)
+    print(f"{len(names)} images x {shown} attributions: {out}/maps.npz and {len(sheets)} sheets")
     return 0
 
 
 def _explained(
-    subject: Subject, inputs: Tensor, target: Tensor | None, attributions: dict[str, Any], options: Any
+    subject: Subject,
+    inputs: Tensor,
+    target: Tensor | None,
+    attributions: dict[str, Any],
+    options: Any,
+    failed: dict[str, str],
 ) -> Iterator[dict[str, Any]]:
+    """Maps batch by batch; methods that fail are named in `failed`."""
     model, device = subject.model, subject.device
+    alone = len(attributions) == 1  # there is nothing to go on with
     for rows in track(
         torch.split(torch.arange(len(inputs)), options.batch_size), "explaining", transient=True
     ):
@@ -56,7 +73,8 @@ def _explained(
         with observing(model, options.seed), torch.no_grad():
             prediction = model(batch).argmax(1)
         chosen = prediction if target is None else target[rows].to(device)
-        seen = explain(model, batch, chosen, attributions, {}, options.seed, rows.to(device))
+        seen = explain(model, batch, chosen, attributions, {}, options.seed, rows.to(device), strict=alone)
+        failed.update(seen.failed)
         maps = {f"maps/{name}": value for name, value in seen.maps.items()}
         shown = {"ids": rows, "inputs": batch, "target": chosen, "prediction": prediction, **maps}
         yield {key: value.cpu().numpy() for key, value in shown.items()}

@@ -125,9 +125,7 @@ class OtherImage(Borrowed):
             return self.method(model, others.images[:, 0].to(inputs.dtype), others.target[:, 0])
 
 
-def scorable(attribution: Attribution, metric: Metric) -> bool:
-    """Whether a metric can be asked about this map: no control has a past, one of another image no method."""
-    if not isinstance(attribution, Borrowed | RandomMap | EdgeMap | CentreMap):
-        return True
-    refused = {"previous", "attribution"} if isinstance(attribution, OtherImage) else {"previous"}
+def scorable(control: Attribution, metric: Metric) -> bool:
+    """Whether a metric can be asked about a control: none has a past, one of another image no method."""
+    refused = {"previous", "attribution"} if isinstance(control, OtherImage) else {"previous"}
     return not refused & set(metric.needs)

@@ -64,7 +64,6 @@ def highlight(attributions: Images, where: Masks) -> Scores:
     finite, and where there are no such pixels.
     """
     size = SIZE(attributions.double()).flatten(1)
-    size = size / size.amax(1, keepdim=True)  # 0/0 and infinity/infinity: NaN
     chosen = where.flatten(1)
     inside = (size * chosen).sum(1) / size.sum(1)
     return finite_only(inside / chosen.double().mean(1), attributions)
@@ -220,7 +219,7 @@ class Polarity(Metric):
 
     def score(self, inputs: Images, attributions: Images) -> dict[str, Scores]:
         rank = spearman(SIZE(inputs), SIZE(attributions))
-        return {"spearman": finite_only(rank, attributions), "dark": dark_share(attributions, inputs)}
+        return {"spearman": rank, "dark": dark_share(attributions, inputs)}
 
 
 class ColourSweep(Metric):

@@ -83,6 +83,41 @@ def test_controls_that_end_make_later_images_cheaper(time: Time) -> None:
     assert limit.plan(100) == 70  # 24 seconds bought 40, and one more second 5 each
 
 
+def test_looks_stay_at_the_same_images_as_long_as_they_fit_and_few_more_would(time: Time) -> None:
+    limit = budget.Budget(0.5)
+    look(limit, time, trained=60, cost=1)
+    assert look(limit, time, trained=74, cost=1)[0] == 30  # 37 would fit
+    assert look(limit, time, trained=60, cost=1)[0] == 30
+    assert look(limit, time, trained=76, cost=1)[0] == 38
+    assert look(limit, time, trained=74, cost=1)[0] == 37  # 38 would not
+    assert look(limit, time, trained=400, cost=1)[0] == 100
+
+
+def test_what_does_not_fit_is_told_once_with_what_it_took(time: Time) -> None:
+    limit = budget.Budget(0.5)
+    said = []
+    for trained, cost in ((20, 2), (20, 2), (20, 20), (20, 20), (20, 20), (400, 1), (400, 1)):
+        seen, planned = 0, limit.begin(trained, 100, CPU)
+        while seen < planned:
+            time.now += cost * min(20, planned - seen)
+            seen = min(seen + 20, planned)
+            if limit.over(seen, CPU):
+                break
+        said.append(limit.end(CPU))
+        assert said[-1] in (limit.note, "", "explained all 100 images")
+    epoch = "of the training time of an epoch"
+    assert said == [
+        f"explained 20 of 100 images in 200% {epoch}, not 50%",
+        f"explained 5 of 100 images, to take 50% {epoch} at most",
+        f"explained 5 of 100 images in 500% {epoch}, not 50%",
+        f"explained 1 of 100 images in 100% {epoch}, not 50%: not one fits, name fewer methods or metrics",
+        "",
+        f"explained 10 of 100 images, to take 50% {epoch} at most",
+        "explained all 100 images",
+    ]
+    assert limit.note == ""
+
+
 class Slow(Level):
     """Takes a second for each image."""
 

@@ -1,5 +1,6 @@
 """`Explain`: what is scored when, what it does where something fails, and what it refuses at the start."""
 
+import json
 import math
 from typing import Any
 
@@ -8,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from probed import Beside, Broken, Level, Moved, classifier, fitted, loader, trainer
+from probed import Broken, Level, Moved, classifier, fitted, loader, trainer
 from torch import nn
 
 from lit_xai.attributions import Attribution, InputXGradient, IntegratedGradients, Saliency
-from lit_xai.callbacks import CatastrophicOverfitting, Explain, Robustness
-from lit_xai.callbacks.share import drawn, rounds
+from lit_xai.callbacks import CatastrophicOverfitting, Explain, Robustness, RunFolder
 from lit_xai.metrics import Closeness, Flags, Gini, RandomMap, Residual
 from lit_xai.metrics.base import Metric
 from lit_xai.metrics.credible import credible
@@ -96,6 +96,21 @@ def test_a_run_that_is_validated_every_second_epoch_is_seen_first_and_last(tmp_p
     assert sorted(look.history) == [1, 5]  # the last epoch that is validated
 
 
+@pytest.mark.parametrize(("every", "epochs"), [(2, [1, 3, 5, 7]), (3, [1, 3, 7]), (4, [1, 5, 7])])
+def test_an_epoch_that_is_due_between_validations_is_seen_at_the_next(
+    every: int, epochs: list[int], tmp_path: Any
+) -> None:
+    look = seen({"gini": Gini()}, every_n_epochs=every)
+    fitted(tmp_path, look, max_epochs=8, check_val_every_n_epoch=2)
+    assert sorted(look.history) == epochs  # 0, n, 2 n, or the one after it; and the last
+
+
+def test_a_run_of_so_many_steps_is_seen_at_its_last(tmp_path: Any) -> None:
+    look = seen({"gini": Gini()}, every_n_epochs=10)
+    fitted(tmp_path, look, max_epochs=-1, max_steps=9)  # of 3 steps an epoch
+    assert sorted(look.history) == [0, 2]
+
+
 def test_a_guard_that_follows_a_metric_of_fewer_epochs_waits_for_it(tmp_path: Any) -> None:
     look = seen({"gini": Gini(), "level": Level()}, metrics_every_n_epochs={"gini": 3})
     fitted(tmp_path, look, CatastrophicOverfitting(monitor="explain/saliency/gini"), max_epochs=4)
@@ -122,46 +137,10 @@ def test_controls_of_the_first_images_and_their_lead(tmp_path: Any, target: Any)
     assert ((facts["probability"] > 0) & (facts["probability"] < 1)).all()
 
 
-def test_rounds_do_not_cross_the_border_of_the_controls() -> None:
-    assert rounds(10, 4, 3) == [(0, 3), (3, 4), (4, 7), (7, 10)]
-    assert rounds(3, 64, 64) == [(0, 3)]
-    assert rounds(5, 5, 100) == [(0, 5)]
-
-
-def test_companions_are_others_of_other_classes_one_of_each_first() -> None:
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-    labels = order % 5
-    places = drawn(order, labels, 0, range(40))
-    assert places.shape == (40, 8)
-    for place, others in enumerate(places):
-        assert place not in others
-        assert len(set(others.tolist())) == 8
-        theirs = labels[others]
-        assert labels[place] not in theirs  # 32 of other classes
-        assert len(set(theirs[:4].tolist())) == len(set(theirs[4:].tolist())) == 4
-    assert torch.equal(drawn(order, labels, 0, [7, 3]), places[[7, 3]])
-    assert not torch.equal(drawn(order, labels, 1, range(40)), places)
-    alike = drawn(order[:3], torch.zeros(3, dtype=torch.int64), 0, range(3))  # one class, three images
-    assert [set(row.tolist()) for row in alike] == [{1, 2}, {0, 2}, {0, 1}]
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_companions_do_not_depend_on_batches_or_memory(
-    kept: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = []
-    for size in (1, 4, 64):
-        if not kept:
-            monkeypatch.setattr("lit_xai.callbacks.share.KEPT", 0)
-        look = seen({"beside": Beside()}, batch_size=size, samples=9)
-        trainer(tmp_path, look).validate(classifier(), loader(), verbose=False)
-        values.append(look.values["explain/saliency/beside"])
-    assert values[1:] == pytest.approx(values[:1] * 2, rel=1e-6)
-    assert math.isfinite(values[0])
-
-
 @pytest.mark.parametrize("bound", [0.0, 0.5])
-def test_what_fails_is_flagged_and_the_others_go_on(tmp_path: Any, bound: float) -> None:
+def test_what_fails_is_flagged_and_the_others_go_on(
+    tmp_path: Any, bound: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     look = Seen(
         {"saliency": Saliency(), "refusing": Refusing()},
         {"gini": Gini(), "broken": Broken(bound), "level": Level()},
@@ -169,14 +148,14 @@ def test_what_fails_is_flagged_and_the_others_go_on(tmp_path: Any, bound: float)
         batch_size=1,
         controls={"random_map": RandomMap()},
     )
-    with pytest.warns(UserWarning, match="failed at epoch 0") as caught:
-        fitted(tmp_path, look, max_epochs=2)
-    said = [str(one.message) for one in caught if "failed at" in str(one.message)]
-    assert len(said) == 3  # once each: the method, the metric, and the metric on the control
-    assert any(
-        "`refusing` failed at epoch 0, its scores are left out: ValueError: no rule" in one for one in said
-    )
-    assert all("\n" not in one for one in said)
+    fitted(tmp_path, look, max_epochs=2)
+    assert [line for line in capsys.readouterr().out.splitlines() if "failed" in line] == [
+        f"Seen: at epoch 0, failed and left out: {reason}"  # once, with all that failed for it
+        for reason in (
+            "`saliency/broken`, `control/random_map/broken` (RuntimeError: out of memory)",
+            "`refusing` (ValueError: no rule for `net.3`)",
+        )
+    ]
     values = look.history[1]
     share = float((loader().dataset.tensors[0].flatten(1).mean(1) > bound).double().mean())
     assert 0 < share <= 1
@@ -185,7 +164,8 @@ def test_what_fails_is_flagged_and_the_others_go_on(tmp_path: Any, bound: float)
     assert math.isnan(values["explain/refusing/gini"])
     assert math.isfinite(values["explain/saliency/gini"])
     assert math.isnan(values["explain/saliency/broken"]) == (share == 1)
-    assert "`refusing` (ValueError" in look.note
+    assert look.note.startswith("failed and left out: `saliency/broken`, `control/")
+    assert look.note.count("out of memory") == 1
 
 
 def test_the_strict_end_the_run(tmp_path: Any) -> None:
@@ -223,6 +203,14 @@ def test_drift_compares_with_the_last_look_also_after_a_stop(tmp_path: Any) -> N
     assert sorted(second) == [4, 6, 7]
     key = "explain/saliency/moved"
     assert {epoch: values[key] for epoch, values in second.items()} == {e: whole[e][key] for e in second}
+
+
+def test_a_method_may_have_any_name(tmp_path: Any) -> None:
+    methods: dict[str, Attribution] = {"file": Saliency(), "ids": InputXGradient()}
+    look = Explain(methods, {"moved": Moved()}, 6, on_error="raise")
+    fitted(tmp_path, look, max_epochs=2)
+    assert look.values["explain/file/moved"] > 0
+    assert look.values["explain/ids/moved"] > 0
 
 
 REFUSED = [
@@ -303,6 +291,7 @@ def test_the_default_metrics_are_the_credible_ones_that_apply() -> None:
     assert residual in Explain({"ig": IntegratedGradients()}).metrics
     assert plain.metrics_every_n_epochs == {"randomisation_complexity": 10}
     assert Explain({"saliency": Saliency()}, {}).metrics == {}
+    assert Explain({}).metrics == {}  # nothing is explained, and nothing measured
 
 
 @pytest.mark.slow
@@ -310,9 +299,12 @@ def test_by_default_what_this_network_or_probe_cannot_show_is_left_out_and_said(
     tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     look = seen(None, samples=3, control_samples=2)
-    fitted(tmp_path, look, max_epochs=2)
+    run = fitted(tmp_path, RunFolder(tmp_path, seed=0), look, max_epochs=2)
+    facts = set(json.loads((tmp_path / "quantities.json").read_text()))
+    logged = {key for key in run.callback_metrics if not key.startswith(("train/", "val/", "time/"))}
+    assert facts == logged  # of a metric that is left out, neither
     said = capsys.readouterr().out
-    assert said.startswith("Explain: left out: `grid` needs")
+    assert said.startswith("Seen: left out: `grid` needs")
     assert said.count("\n") == 1
     assert "explain/saliency/srg" in {key.rpartition("/")[0] for key in look.values} | set(look.values)
     assert not [key for key in look.values if key.startswith("explain/saliency/grid")]

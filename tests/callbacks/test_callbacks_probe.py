@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_xai.attacks import DDN
 from lit_xai.attributions import Saliency
 from lit_xai.callbacks import Explain, Robustness
-from lit_xai.callbacks.probe import Probe, gather, refuse_sharded
+from lit_xai.callbacks.look import gather, refuse_sharded
+from lit_xai.callbacks.probe import Probe
 from lit_xai.classifier import Classifier
 from lit_xai.metrics import BoundaryDistance, CleanAccuracy, Gini
 
@@ -76,7 +78,8 @@ def test_a_process_without_images_looks_at_nothing(tmp_path: Any, monkeypatch: p
     trainer, module = MagicMock(spec=L.Trainer, testing=False, global_rank=1, world_size=2), classifier()
     trainer.val_dataloaders, trainer.state = loader(), MagicMock()
     table = {"ids": np.array([3]), "explain/saliency/gini": np.array([0.5])}
-    others = iter([(0, "", torch.tensor([1]), (1, 6, 8), False), {}, table, table])  # read, failed, seen
+    said = [None, (0, torch.tensor([1]), (1, 6, 8), False), None, {}, table, table]
+    others = iter(said)  # no error, read; no error, nothing failed, scores and pictures
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(
@@ -166,6 +169,28 @@ def test_weights_of_half_precision_are_refused(precision: str) -> None:
     trainer = MagicMock(spec=L.Trainer, precision=precision)
     with pytest.raises(ValueError, match=f"at least float32, and precision {precision}"):
         refuse_sharded(trainer)
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """As far as its name goes."""
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_weights_that_are_split_are_refused_by_every_verb_that_looks(verb: str, tmp_path: Any) -> None:
+    def begin(look: L.Callback) -> list[Any]:
+        words: dict[str, Any] = {"strategy": FSDPStrategy("cpu"), "max_epochs": 1}
+        trainer = fitter(tmp_path, look, enable_checkpointing=False, **words)
+        module, trained = classifier(), []
+        module.on_train_batch_start = lambda *_: trained.append(1)
+        sets = [loader(), loader()] if verb == "fit" else [loader()]
+        with pytest.raises(ValueError, match="whole weights on each device, and FSDPStrategy") as refusal:
+            getattr(trainer, verb)(module, *sets)
+        assert "\n" not in str(refusal.value)
+        return trained
+
+    assert not begin(Explain({"saliency": Saliency()}, {}))
+    with pytest.raises(pytest.fail.Exception):  # where nothing is looked at, nothing is refused
+        begin(Explain({}))
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,36 @@ def many() -> DataLoader[Any]:
     return DataLoader(TensorDataset(images, torch.arange(65) % 3), batch_size=8)
 
 
+class Full(Explain):
+    """Has no room to write, which only the first process does."""
+
+    def keep(self, trainer: L.Trainer, table: Any, pictures: Any) -> None:
+        if trainer.is_global_zero:
+            raise OSError("disk full")
+
+
+def failing(kind: str, folder: Path, **words: Any) -> None:
+    """Validates with what fails on one process alone: that which has the brightest image, or the first."""
+    images = torch.linspace(0, 1, 9)[:, None, None, None].expand(9, 1, 6, 8)
+    module = classifier()
+    if kind == "data":
+        images = images * 1.1
+    if kind == "model":
+        module.model.register_forward_pre_hook(lambda _, given: {}[1] if given[0].max() > 0.95 else None)
+    data = DataLoader(TensorDataset(images, torch.arange(9) % 3), batch_size=3)
+    look = (Full if kind == "disk" else Explain)({"saliency": Saliency()}, {}, 9, 1, controls={})
+    trainer(folder, look, limit_val_batches=1, **words).validate(module, data, verbose=False)
+
+
+def raised(action: Callable[[], object]) -> str:
+    """What an action raises, in words."""
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def work(folder: Path, task: str, count: int) -> None:
     """One process of `count`: looks at the same weights twice, or fails alone, or has little time."""
     words = {"devices": count, "strategy": "ddp" if count > 1 else "auto"}
@@ -79,10 +111,10 @@ def work(folder: Path, task: str, count: int) -> None:
         strict = Explain(
             {"saliency": Saliency()}, {"broken": Broken(0.95)}, 9, 1, controls={}, on_error="raise"
         )
-        try:
-            trainer(folder, strict, **words).validate(classifier(), data, verbose=False)
-        except RuntimeError as error:
-            own["raised"] = str(error)
+        own["raised"] = raised(lambda: trainer(folder, strict, **words).validate(classifier(), data))
+    if task == "alone":
+        kinds = ("data", "model", "disk")
+        own = {kind: raised(partial(failing, kind, folder, **words)) for kind in kinds}
     if task == "thin":
         look = watcher(65, batch_size=2, max_share_of_epoch=1e-9, controls={})
         run = trainer(folder, look, max_epochs=2, **words)
@@ -131,14 +163,23 @@ def test_what_fails_on_one_process_is_flagged_on_all(tmp_path: Path) -> None:
     for one in said:
         assert one["history"] == said[0]["history"]
         assert one["history"][1]["explain/saliency/flag/failed"] == pytest.approx(1 / 9)
-        assert one["failed"] == {"saliency/broken": "RuntimeError: out of memory"}
-        assert one["raised"] == "`saliency/broken` failed: RuntimeError: out of memory"
+        assert one["failed"] == {"saliency/broken": "RuntimeError: out of\nmemory"}
+        assert one["raised"] == "ValueError: failed: `saliency/broken` (RuntimeError: out of memory)."
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_fails_alone(tmp_path: Path) -> None:
+    said = started(tmp_path, "alone", 2)
+    for one in said:
+        assert one["data"].startswith("ValueError: pixels must lie in [0, 1]")
+    assert sorted(one["disk"] for one in said) == ["OSError: disk full", "RuntimeError: disk full"]
+    assert sorted(one["model"] for one in said) == ["KeyError: 1", "RuntimeError: 1"]
 
 
 @pytest.mark.slow
 def test_processes_thin_alike(tmp_path: Path) -> None:
     said = started(tmp_path, "thin", 3)
-    assert [values["explain/samples"] for values in said[0]["history"]] == [6, 1]
+    assert [values["explain/samples"] for values in said[0]["history"]] == [1, 1]
     for other in said[1:]:
         for mine, first in zip(other["history"], said[0]["history"], strict=True):
             assert mine == pytest.approx(first, rel=0, abs=0, nan_ok=True)

@@ -8,6 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 from small_runs import WORDS
 
+from lit_xai.cli import main
+
 Refused = Callable[[list[str]], str]
 
 PLAIN = ["--explain.attributions={saliency: Saliency}", "--explain.metrics={gini: Gini}"]
@@ -45,6 +47,24 @@ def test_a_wrong_word_is_refused_in_one_line(
 def test_a_finished_run_is_refused_likewise(run: Path, refused: Refused) -> None:
     said = refused(["validate", "--run", str(run), "--explain.metrics.x=PointingGame"])
     assert "`x` needs to know where the object is" in said
+
+
+def test_of_a_menu_what_fails_is_left_out_and_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    words = ["explain", "--run", str(run), "--samples=2", f"--output={tmp_path}"]
+    far = "{class_path: GradCam, init_args: {layer: nowhere}}"
+    assert main([*words, f"--explain.attributions={{far: {far}, plain: Saliency}}"]) == 0
+    said = capsys.readouterr()
+    assert "2 images x 1 attributions" in said.out
+    (line,) = (line for line in said.err.splitlines() if "failed" in line)
+    assert line.startswith("lit-xai: failed and left out: `far` (ValueError: ")
+    with np.load(tmp_path / "maps.npz") as kept:
+        assert [key for key in kept if key.startswith("maps/")] == ["maps/plain"]
+    assert "nowhere" in refused([*words, f"--explain.attributions={{far: {far}}}"])
+    assert "all have failed: `far`, `gone`" in refused(
+        [*words, f"--explain.attributions={{far: {far}, gone: {far}}}"]
+    )
 
 
 def test_a_mask_of_the_wrong_size_is_refused(tmp_path: Path, refused: Refused) -> None:

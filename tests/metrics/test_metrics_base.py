@@ -209,3 +209,12 @@ def test_the_contract_of_constructors_is_explicit():
             assert parameter.annotation is not parameter.empty
             assert hasattr(metric, parameter.name)
     assert issubclass(Search, Attack)
+
+
+def test_any_method_can_stand_for_a_control_and_has_no_past_then(given):
+    shells = {"drift": metrics.Drift(), "gini": Gini()}
+    row = {name: given[name] for name in ("model", "inputs", "target")}
+    seen = explain(
+        **row, attributions={}, metrics=shells, seed=0, controls={"slope": attributions.Saliency()}
+    )
+    assert list(seen.controls["slope"][""]) == ["gini"]

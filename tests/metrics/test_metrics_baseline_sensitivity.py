@@ -43,6 +43,7 @@ def test_maps_that_differ_by_a_factor_agree(scale):
     seen = disagreement([maps, scale * maps, 3 * maps])
     for column in seen.values():
         torch.testing.assert_close(column, torch.zeros(2).double(), rtol=0, atol=1e-6)
+        assert (column >= 0).all()
     opposite = disagreement([maps, -maps])
     torch.testing.assert_close(opposite["cosine"], torch.full((2,), 2.0).double())
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from searches import ToPlane
+from searches import ToNowhere, ToPlane
 from subjects import linear_case, tiny_net
 from torch import nn
 
@@ -22,7 +22,7 @@ from lit_xai.attributions import (
 )
 from lit_xai.evaluation.passes import Counted
 from lit_xai.memory import remembering
-from lit_xai.metrics import Accepted, Flags, RandomMap, Residual
+from lit_xai.metrics import Accepted, Flags, Missing, RandomMap, Residual
 from lit_xai.metrics.flags import Misclassified, tied
 from lit_xai.metrics.shared import clean_logits
 
@@ -155,9 +155,18 @@ def test_on_a_linear_score_every_lowest_point_is_accepted_and_half_of_the_random
     assert len(counts.unique()) > 1
 
 
+def test_boundaries_that_were_not_found_are_counted():
+    case = linear_case()
+    assert Missing().applies(BoundarySaliency())
+    assert not Missing().applies(Saliency())
+    for search, missing in ((ToPlane(), [0] * 6), (ToNowhere(), [1, 0] * 3)):
+        scores = Missing().score(case.model, case.inputs, case.target, BoundarySaliency(search))
+        assert scores.tolist() == missing
+
+
 def test_zero_and_broken_maps_are_counted():
     maps = torch.ones(4, 1, 2, 2)
-    maps[1] = 0
+    maps[1], maps[0, 0, 0, 0] = 0, 0
     maps[2, 0, 0, 0] = torch.nan
     maps[3, 0, 1, 1] = torch.inf
     scores = Flags().score(maps)

@@ -135,8 +135,9 @@ def test_a_random_map_has_what_chance_has(grid):
         assert abs(float(seen[name].mean()) - 1 / grid**2) < 3 * error
 
 
-def test_every_cell_comes_up_and_the_same_one_each_time(monkeypatch):
-    inputs, target, companions = marked(count=400)
+@pytest.mark.parametrize("grid", [2, 3])
+def test_every_cell_comes_up_and_the_same_one_each_time(monkeypatch, grid):
+    inputs, target, companions = marked(400, grid)
     places = []
 
     def watched(images, others, cells, grid):
@@ -145,10 +146,12 @@ def test_every_cell_comes_up_and_the_same_one_each_time(monkeypatch):
 
     monkeypatch.setattr(module, "mosaics", watched)
     for seed in (0, 0, 1):
-        scores(GridPointingGame(), Pooled().eval(), Saliency(), inputs, target, companions, seed=seed)
+        scores(GridPointingGame(grid), Pooled().eval(), Saliency(), inputs, target, companions, seed=seed)
     assert torch.equal(places[0], places[1])
     assert not torch.equal(places[0], places[2])
-    assert (places[0].bincount(minlength=4) - 100).abs().max() < 3 * math.sqrt(400 * 3 / 16)
+    share = 1 / grid**2
+    counts = places[0].bincount(minlength=grid**2)
+    assert (counts - 400 * share).abs().max() < 3 * math.sqrt(400 * share * (1 - share))
 
 
 def test_an_image_beside_one_of_its_class_has_no_score():
@@ -157,6 +160,19 @@ def test_an_image_beside_one_of_its_class_has_no_score():
     seen = scores(GridPointingGame(), Pooled().eval(), InputXGradient(), inputs, target, companions)
     for column in seen.values():
         assert column.isnan().tolist() == [False, False, True, False, False, False]
+
+
+def test_two_grids_in_one_run_are_those_of_two_runs_and_companions_left_out_do_not_count():
+    inputs, target, companions = marked(grid=3)
+    companions.target[1, 5] = target[1]  # beside it in a grid of three, not in one of two
+    metrics = {"two": GridPointingGame(2), "three": GridPointingGame(3)}
+    methods, model = {"map": InputXGradient()}, Pooled().eval()
+    both = explain(model, inputs, target, methods, metrics, 0, companions=companions).scores["map"]
+    for name, metric in metrics.items():
+        alone = explain(model, inputs, target, methods, {name: metric}, 0, companions=companions)
+        torch.testing.assert_close(both[name], alone.scores["map"][name], equal_nan=True)
+    assert not both["two"]["share"].isnan().any()
+    assert both["three"]["share"].isnan().tolist() == [False, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("attribution", [SmoothGrad(samples=2), RandomMap()], ids=str)
@@ -239,8 +255,9 @@ def facts(model, samples=64, labels=9, shape=(2, 8, 8), classes=CLASSES):
     return Facts(model.eval(), shape, classes, samples, labels, masks=False, device=torch.device("cpu"))
 
 
-def test_networks_that_take_any_size_pass_the_check():
-    GridPointingGame(3).check("grid", facts(convolutional()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_networks_that_take_any_size_pass_the_check(dtype):
+    GridPointingGame(3).check("grid", facts(convolutional(dtype=dtype)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Input bias against maps whose blind colour is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -165,6 +166,8 @@ def test_a_colour_of_other_channels_is_refused_before_the_run():
     BlindColour(colour=0.5, other=(1.0,)).check("blind", facts)
     with pytest.raises(ValueError, match="`blind` must have colours of one value, or one per channel, got 3"):
         BlindColour(colour=(0.1, 0.2, 0.3)).check("blind", facts)
+    with pytest.raises(ValueError, match="got 2 values for images of 3 channels"):
+        BlindColour(colour=(0.1, 0.2)).check("blind", dataclasses.replace(facts, shape=(3, 8, 8)))
 
 
 def test_polarity_is_spearman_of_brightness_and_size():
@@ -190,6 +193,10 @@ def test_polarity_of_a_picture_of_the_image_and_of_none():
     for name, column in Polarity().named(inputs=flat, attributions=blind).items():
         assert column.isnan().all(), name
     assert Polarity().named(inputs=inputs, attributions=torch.ones(2, 1, 8, 8))["spearman"].isnan().all()
+    for broken in (math.nan, math.inf):
+        blind[0, 0, 0, 0] = broken
+        for column in Polarity().named(inputs=inputs, attributions=blind).values():
+            assert column.isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("level", [0.1, 0.3, 0.7])
@@ -215,12 +222,30 @@ def test_the_curve_of_a_linear_model_in_closed_form():
     torch.testing.assert_close(shape["depth"], torch.ones(6).double())
 
 
+@dataclasses.dataclass(frozen=True)
+class Cracked(a.Attribution):
+    """Ones, and at the first pixel of the first image what is no number."""
+
+    def maps(self, model, inputs, target):
+        maps = torch.ones_like(inputs)
+        maps[0, 0, 0, 0] = math.nan
+        return maps
+
+
+def test_the_curve_of_a_map_that_is_broken_elsewhere_is_missing():
+    case, where = linear_case(), torch.zeros(6, 5, 5, dtype=torch.bool)
+    where[:, 1:3, 2:5] = True
+    curve = colour_curve(Cracked(), case.model, case.inputs, case.target, where, [0.0, 1.0])
+    assert curve.isnan().all(1).tolist() == [True] + [False] * 5
+    assert (curve[1:] == case.inputs.shape[1]).all()
+
+
 def test_v_shapes_by_hand():
-    rows = [[2, 1, 4], [0, 1, 2], [1, 1, 1], [0, 3, 0], [1, math.nan, 2], [1, 3, 1]]
+    rows = [[2, 1, 4], [0, 1, 2], [1, 1, 1], [0, 3, 0], [1, math.nan, 2], [1, 3, 1], [1, math.inf, 2]]
     shape = v_shape(torch.tensor(rows, dtype=torch.float32), [0.0, 0.5, 1.0])
     meant = {
-        "minimum": [0.5, 0, math.nan, math.nan, math.nan, 0],
-        "depth": [2 / 3, 1, 0, math.nan, math.nan, 0],
+        "minimum": [0.5, 0, math.nan, math.nan, math.nan, 0, math.nan],
+        "depth": [2 / 3, 1, 0, math.nan, math.nan, 0, math.nan],
     }
     for name, column in meant.items():
         torch.testing.assert_close(shape[name], torch.tensor(column).double(), equal_nan=True)
@@ -243,6 +268,16 @@ def test_what_it_costs(subject, metric, maps):
     counted = Counted(net).eval()
     explain(counted, inputs, target, {"map": a.Saliency()}, {"metric": metric}, 0)
     assert counted.forwards == counted.backwards == (1 + maps) * len(inputs)
+
+
+def test_patches_of_two_sizes_in_one_run_are_those_of_two_runs(subject):
+    net, inputs, target = subject
+    metrics = {"small": BlindColour(share=0.1), "large": BlindColour(share=0.5), "sweep": ColourSweep(3, 0.1)}
+    methods = {"map": a.Saliency()}
+    both = explain(net, inputs, target, methods, metrics, 0).scores["map"]
+    for name, metric in metrics.items():
+        torch.testing.assert_close(both[name], scored(metric, subject, a.Saliency()))
+    assert not torch.allclose(both["small"]["contrast"], both["large"]["contrast"])
 
 
 def test_two_methods_share_the_painted_images_and_so_a_search(subject):
