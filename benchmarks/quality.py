@@ -98,6 +98,11 @@ def beaten(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def finite(value: Any) -> Any:
+    """What JSON can hold."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def show(name: str, rows: list[dict[str, Any]]) -> None:
     print(f"\n{name}")
     for row in rows:
@@ -133,7 +138,7 @@ def main() -> None:
             if row["kind"] == "score" and row["attribution"] and row["better"]:
                 row["not_beaten"] = beaten(row, rows)
         show(name, rows)
-        found[name] = rows
+        found[name] = [{key: finite(value) for key, value in row.items()} for row in rows]
     if options.save:
         path = RESULTS / "quality.json"
         path.write_text(json.dumps({"machine": machine(), "images": IMAGES, "rows": found}, indent=1) + "\n")

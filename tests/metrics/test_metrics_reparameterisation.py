@@ -191,6 +191,28 @@ def test_what_it_costs(relu_net, batch):
     assert counted.backwards == 3 * len(batch[0])
 
 
+def test_two_shifts_in_one_run_are_those_of_two_runs(relu_net, batch):
+    metrics = {"up": Reparameterisation(0.5), "down": Reparameterisation(-0.25)}
+    seen = explain(relu_net, *batch, {"map": a.InputXGradient()}, metrics, 0).scores["map"]
+    for name, metric in metrics.items():
+        alone = change(relu_net, *batch, a.InputXGradient(), metric)
+        torch.testing.assert_close(seen[name]["change"], alone["change"])
+    assert not torch.allclose(seen["up"]["change"], seen["down"]["change"])
+
+
+def test_what_rounding_does_is_a_share_of_the_logits():
+    class Louder(Forked):
+        def forward(self, inputs):
+            return 1024 * super().forward(inputs)
+
+    quiet, loud = Forked().eval(), Louder().eval()
+    loud.load_state_dict(quiet.state_dict())
+    inputs, target = torch.rand(4, 2, 8, 8) / 3, torch.tensor([0, 1, 2, 0])
+    seen = change(quiet, inputs, target, a.Saliency())["logits"]
+    assert 0 < float(seen.max()) < 1e-5
+    torch.testing.assert_close(change(loud, inputs, target, a.Saliency())["logits"], seen)
+
+
 def test_methods_that_stay_in_the_box_do_not_apply():
     metric = Reparameterisation()
     for method in (a.BoundarySaliency(), a.NegativeFlux(), a.MFABA(), a.AdversarialGradientIntegration()):
