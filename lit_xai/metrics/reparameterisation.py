@@ -145,8 +145,7 @@ def _arriving(model: nn.Module, pair: Images) -> Tensor | None:
         with _First(None):
             model.forward(pair)
     except _Reached as reached:
-        first, second = reached.seen
-        taken = second - first
+        taken: Tensor = reached.seen[1] - reached.seen[0]
         if reached.name == "conv2d":
             return taken[:, :1, :1]
         return taken.flatten(0, -2)[0] if taken.ndim > 1 else taken

@@ -41,6 +41,17 @@ class Forked(nn.Module):
         return self.linear((self.near(inputs) + self.far(inputs)).relu().mean((2, 3)))
 
 
+class Tokens(nn.Module):
+    """A linear layer that reads the pixels one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(2, 5), nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        return self.head(self.embed(inputs.flatten(2).transpose(1, 2)).relu().mean(1))
+
+
 class Bare(nn.Module):
     def forward(self, inputs):
         return inputs.flatten(1)[:, :3].square()
@@ -68,6 +79,7 @@ NETS = {
     "normalised": (Normalized(conv_net(padding=1), (0.3, 0.6), (0.2, 0.5)), True),
     "batch norm": (nn.Sequential(nn.BatchNorm2d(2), *conv_net(padding=1)).double(), True),
     "linear": (nn.Sequential(nn.Flatten(), nn.Linear(128, 9), nn.ReLU(), nn.Linear(9, 3)).double(), True),
+    "tokens": (Tokens().double(), True),
     "forked": (Forked().double(), False),
     "no layer": (Bare(), False),
     "clipped": (Clipped(), False),
