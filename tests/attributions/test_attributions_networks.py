@@ -31,6 +31,7 @@ MAY_SEE_NOTHING = {
     "GuidedGradCam",
     "SaliencyByTracing",
     "TraceBack",
+    "Untrained",  # fresh weights may leave nothing above zero
 }
 MAY_FIND_NO_WAY_BACK = {"SaliencyByTracing", "TraceBack"}  # through residual sums
 MAY_FIND_NO_BOUNDARY = {name for name in METHODS if name.startswith("Boundary")}
