@@ -98,9 +98,14 @@ def beaten(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def finite(value: Any) -> Any:
-    """What JSON can hold."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def slim(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a row is worth keeping, in four digits; NaN, which JSON does not know, is left out."""
+    dropped = {"kind", "sd", "better", "mean_correct", "count_correct"}
+    rounded = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()
+    }
+    kept = {key: value for key, value in rounded.items() if key not in dropped and value not in ("", [])}
+    return {key: value for key, value in kept.items() if value == value}
 
 
 def show(name: str, rows: list[dict[str, Any]]) -> None:
@@ -138,10 +143,14 @@ def main() -> None:
             if row["kind"] == "score" and row["attribution"] and row["better"]:
                 row["not_beaten"] = beaten(row, rows)
         show(name, rows)
-        found[name] = [{key: finite(value) for key, value in row.items()} for row in rows]
+        found[name] = [slim(row) for row in rows]
     if options.save:
-        path = RESULTS / "quality.json"
-        path.write_text(json.dumps({"machine": machine(), "images": IMAGES, "rows": found}, indent=1) + "\n")
+        parts = (
+            f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, rows)) + "\n]"
+            for name, rows in found.items()
+        )
+        head = json.dumps({"machine": machine(), "images": IMAGES})[:-1]
+        (RESULTS / "quality.json").write_text(head + ', "rows": {\n' + ",\n".join(parts) + "\n}}\n")
 
 
 if __name__ == "__main__":
